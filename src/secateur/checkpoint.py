@@ -1,0 +1,281 @@
+"""Model folders in and out, a block at a time.
+
+A checkpoint is a plain Hugging Face folder: config, tokenizer, safetensors. :class:`Source` reads its
+tensors by name without loading the rest; :class:`Writer` writes one shard per block into a hidden folder
+beside the destination, which takes its final name only when everything is in it.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+
+from secateur.errors import InputError
+
+MANIFEST = "secateur.json"
+INDEX = "model.safetensors.index.json"
+
+# What a model folder is made of besides weights; anything else (pickles, code) stays behind.
+_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")
+
+
+# ---------------------------------------------------------------- finding
+
+
+@contextmanager
+def local_folder(model: str, scratch: Path | None = None) -> Iterator[Path]:
+    """Turn what a user calls a model into a folder of safetensors, for as long as the context is open.
+
+    Args:
+        model: a hub name, a folder, or a ``.gguf`` file.
+        scratch: where a GGUF file or a checkpoint of an old layout is unpacked for the time being.
+    Raises:
+        InputError: when there is nothing there, or nothing that can be read safely.
+    """
+    path = Path(model)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"there is no file {path}")
+        folder, gguf_file = path.parent, path.name
+    else:
+        folder, gguf_file = path if path.exists() else _download(model), None
+        if Source(folder).fits_model():
+            yield folder
+            return
+    with tempfile.TemporaryDirectory(prefix=".secateur-", dir=scratch) as name:
+        converted = Path(name)
+        convert(folder, converted, gguf_file)
+        if not Source(converted).fits_model():
+            raise InputError(f"{model}: its tensors are not named as the parameters of the model, and cannot be used")
+        yield converted
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=[*_COMPANIONS, "*.safetensors"]))
+    except HFValidationError:
+        raise InputError(f"there is no folder or file {model}, and it cannot be a hub name") from None
+    except Exception as error:  # the hub's client raises whatever its transport raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"there is no folder {model}, and the hub does not give a model of that name ({reason}); "
+            "check the name and the connection, or give a local folder or .gguf file"
+        ) from error
+
+
+def convert(folder: Path, to: Path, gguf_file: str | None = None) -> None:
+    """Load a model the way transformers does and write it to ``to`` in today's layout.
+
+    Args:
+        gguf_file: the name of a GGUF file in ``folder`` to read; its weights become plain floats.
+    """
+    where = {"gguf_file": gguf_file} if gguf_file else {}
+    as_floats = {"quantization_config": GgufConfig(dequantize=True)} if gguf_file else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **where, **as_floats)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise InputError(f"{folder / gguf_file if gguf_file else folder} cannot be loaded: {error}") from error
+    model.hf_quantizer = None  # a model that came from GGUF still counts as quantized, and would not be saved
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(to)
+    tokenizer.save_pretrained(to)
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Source:
+    """A model folder whose tensors are read when they are asked for.
+
+    Attributes:
+        folder: the folder.
+        config: its Hugging Face config.
+        files: the safetensors file of each tensor.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} is not a model folder: it has no config.json")
+        try:
+            self.config = AutoConfig.from_pretrained(folder)
+        except (ValueError, OSError, KeyError) as error:
+            raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        self.files = self._index()
+
+    def _index(self) -> dict[str, Path]:
+        if (self.folder / INDEX).is_file():
+            return self._from_index(self.folder / INDEX)
+        shards = sorted(self.folder.glob("*.safetensors"))
+        if not shards:
+            raise InputError(
+                f"{self.folder} holds no .safetensors file; pickled weights (.bin, .pt) are not read: "
+                "convert them with save_pretrained first"
+            )
+        return {name: shard for shard in shards for name in _keys(shard)}
+
+    def _from_index(self, index: Path) -> dict[str, Path]:
+        try:
+            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{index} is damaged: {error!r}") from None
+        for file in sorted(set(weight_map.values())):
+            # What a file says is never to be trusted with a path.
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise InputError(f"{index} names {file!r}, which is not the name of a .safetensors file beside it")
+            if not (self.folder / file).is_file():
+                raise InputError(f"{self.folder} lacks {file}, which its index names")
+        return {name: self.folder / file for name, file in weight_map.items()}
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of the tensors that begin with ``prefix``, in the order of their files."""
+        return [name for name in self.files if name.startswith(prefix)]
+
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """The tensors of these names, in the dtype in which they are stored, on the CPU.
+
+        Raises:
+            InputError: when a file is damaged.
+        """
+        tensors: dict[str, Tensor] = {}
+        for path in dict.fromkeys(self.files[name] for name in names):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    tensors |= {name: file.get_tensor(name) for name in names if self.files[name] == path}
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{path} is damaged or incomplete: {error}") from error
+        return tensors
+
+    def skeleton(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
+        """The model without its weights: parameters on the meta device, buffers on ``device``, in eval mode."""
+        with torch.device(device), init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+        model.eval()
+        return model
+
+    def fits_model(self) -> bool:
+        """Whether the tensors are named as today's model names them, its output head excepted.
+
+        Nothing here runs the head, and some families store it under another name.
+        """
+        model = self.skeleton(torch.float32)
+        head = model.get_output_embeddings()
+        free = {id(p) for p in head.parameters()} if head is not None else set()
+        expected = {name for name, p in model.named_parameters() if id(p) not in free}
+        return expected <= set(self.files)
+
+
+def _keys(shard: Path) -> list[str]:
+    try:
+        with safe_open(shard, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{shard} is damaged or incomplete: {error}") from error
+
+
+def load_into(module: nn.Module, tensors: dict[str, Tensor], prefix: str, device: torch.device) -> None:
+    """Give ``module`` real weights: ``tensors`` of names that begin with ``prefix``, in the module's own dtype.
+
+    Weights that already have that dtype and device are shared, not copied.
+    """
+    dtypes = {name: p.dtype for name, p in (*module.named_parameters(), *module.named_buffers())}
+    state = {
+        (key := name.removeprefix(prefix)): tensor.to(device, dtypes.get(key, tensor.dtype))
+        for name, tensor in tensors.items()
+    }
+    module.load_state_dict(state, strict=False, assign=True)
+
+
+# ---------------------------------------------------------------- writing
+
+
+class Writer:
+    """Writes a model folder that has its name only when it is whole.
+
+    Used as a context: leaving it after :meth:`finish` puts the folder in place; leaving it by an
+    exception, or not at all because the process died, leaves what was at ``out`` untouched.
+    """
+
+    def __init__(self, out: Path, force: bool = False) -> None:
+        self.out = out
+        self.force = force
+        check_destination(out, force)
+
+    def __enter__(self) -> "Writer":
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".partial", dir=self.out.parent))
+        self.folder.chmod(0o755)  # mkdtemp's folders are private
+        self.shards: list[dict[str, int]] = []
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def add(self, tensors: dict[str, Tensor]) -> None:
+        """Write one shard of named tensors."""
+        self.shards.append({name: tensor.nbytes for name, tensor in tensors.items()})
+        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, self.folder / f"{len(self.shards)}.shard", metadata={"format": "pt"})
+
+    def finish(self, companions_from: Path, manifest: dict[str, Any]) -> None:
+        """Name the shards, add config, tokenizer and manifest, and put the folder in place."""
+        total = len(self.shards)
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(self.shards, 1):
+            name = f"model-{number:05}-of-{total:05}.safetensors"
+            (self.folder / f"{number}.shard").rename(self.folder / name)
+            weight_map |= dict.fromkeys(shard, name)
+        size = sum(sum(shard.values()) for shard in self.shards)
+        _write_json(self.folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        for pattern in _COMPANIONS:
+            for file in companions_from.glob(pattern):
+                if not file.name.endswith(".index.json") and file.name != MANIFEST:
+                    shutil.copyfile(file, self.folder / file.name)
+        _write_json(self.folder / MANIFEST, manifest)
+        self._put_in_place()
+
+    def _put_in_place(self) -> None:
+        check_destination(self.out, self.force)
+        if not self.out.exists():
+            self.folder.rename(self.out)
+            return
+        # A folder that has something in it cannot be replaced in one step: step aside, and back on failure.
+        aside = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".old", dir=self.out.parent))
+        os.replace(self.out, aside)
+        try:
+            self.folder.rename(self.out)
+        except OSError:
+            os.replace(aside, self.out)
+            raise
+        shutil.rmtree(aside)
+
+
+def check_destination(out: Path, force: bool) -> None:
+    """Raise :class:`InputError` when writing to ``out`` would overwrite something without ``force``."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise InputError(f"{out} exists and is not a folder")
+    if out.exists() and not force and any(out.iterdir()):
+        raise InputError(f"{out} exists; give another --out, or --force to replace it")
+    if out.exists() and force and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise InputError(f"{out} is not a model folder, and --force does not replace anything else")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,189 @@
+"""The command line: a thin skin over the Python API.
+
+Exit codes: 0 success, 1 a failed check, 2 bad input, 130 interrupted. Results go to standard output,
+progress and errors to standard error.
+"""
+
+import dataclasses
+import json as jsonlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+# Hugging Face libraries draw bars and print advice of their own; ours are enough.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import cyclopts
+from cyclopts import App, Parameter
+from transformers.utils import logging as transformers_logging
+
+import secateur
+from secateur import console, demo
+from secateur.errors import InputError
+from secateur.progress import Progress
+from secateur.recipe import Recipe
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+app = App(
+    name="secateur",
+    help="Prune large language models after training.",
+    version=secateur.__version__,
+    default_parameter=Parameter(negative=()),
+)
+
+Json = Annotated[bool, Parameter(help="Print the result as one JSON document instead of a table.")]
+Quiet = Annotated[bool, Parameter(help="Draw no progress bars.")]
+
+
+def _progress(quiet: bool) -> Progress:
+    return Progress() if quiet else console.TerminalProgress()
+
+
+def _print_json(result: Any) -> None:
+    sys.stdout.write(jsonlib.dumps(result, indent=2) + "\n")
+
+
+@app.command
+def prune(
+    model: str,
+    *,
+    out: Path,
+    options: Annotated[Recipe, Parameter(name="*")] = Recipe(),  # noqa: B008 (frozen)
+    recipe: Path | None = None,
+    force: bool = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prune MODEL and write a plain Hugging Face folder that loads without Secateur.
+
+    Parameters
+    ----------
+    model
+        A hub name, a folder, or a .gguf file.
+    out
+        The folder to write.
+    recipe
+        A YAML file with any of the options below; those given here win.
+    force
+        Replace a model folder that is already there.
+    """
+    manifest = secateur.prune(model, out, options, force=force, progress=_progress(quiet))
+    if json:
+        _print_json(manifest)
+    else:
+        console.out.print(console.pruning_table(manifest))
+        console.out.print(f"written to {out}", highlight=False)
+
+
+@app.command(name="eval")
+def evaluate(
+    models: Annotated[tuple[str, ...], Parameter(consume_multiple=True)],
+    /,
+    *,
+    data: str = "wikitext2",
+    window: int | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the perplexity of one or more models on the same text, the dense one first.
+
+    Parameters
+    ----------
+    models
+        Hub names, folders or .gguf files.
+    data
+        wikitext2, ptb, c4 (or wikitext2:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, or demo.
+    window
+        Tokens per window; by default the model's context, at most 2048.
+    limit
+        Use only so many windows.
+    device
+        auto, cpu, cuda, …
+    dtype
+        auto, float32, bfloat16 or float16.
+    """
+    results = secateur.evaluate(
+        models, data, window=window, limit=limit, device=device, dtype=dtype, progress=_progress(quiet)
+    )
+    if json:
+        _print_json([dataclasses.asdict(result) for result in results])
+    else:
+        console.out.print(console.perplexity_table(results))
+
+
+@app.command
+def inspect(model: str, /, *, json: Json = False) -> None:
+    """List the linears of MODEL: shape, sparsity, the N:M pattern that they obey, the spaces they join.
+
+    Parameters
+    ----------
+    model
+        A hub name, a folder, or a .gguf file.
+    """
+    found = secateur.inspect(model)
+    if json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        console.out.print(console.layers_table(found))
+
+
+@app.command(name="demo")
+def run_demo(*, out: Path | None = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Prune SmolLM2-135M with magnitude, Wanda and RIA, to 50 % and to 2:4, and compare perplexities.
+
+    Parameters
+    ----------
+    out
+        Keep the models in this folder.
+    """
+    results = demo.run(out, _progress(quiet))
+    if json:
+        _print_json([dataclasses.asdict(result) for result in results])
+    else:
+        console.out.print(console.perplexity_table(results))
+
+
+def _value_of(option: str, tokens: Sequence[str]) -> str | None:
+    """The value of ``option`` among the words of the command line, or None if it is not there."""
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        name, equals, value = token.partition("=")
+        if name == option:
+            return value if equals else following
+    return None
+
+
+def _defaults(tokens: Sequence[str]) -> list[cyclopts.config.Dict]:
+    """What ``--recipe FILE`` says, as the defaults of prune's options: those given on the line win."""
+    file = _value_of("--recipe", tokens)
+    if not file:
+        return []
+    given = {key: value for key, value in Recipe.load(file).to_dict().items() if value is not None}
+    for option, other in (("--sparsity", "pattern"), ("--pattern", "sparsity")):
+        if _value_of(option, tokens) is not None:
+            given.pop(other, None)  # they are two ways to say one thing
+    return [cyclopts.config.Dict({"prune": given}, source=file)]
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    tokens = sys.argv[1:] if tokens is None else tokens
+    logging.disable(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    try:
+        app.config = _defaults(tokens)
+        app(tokens, error_console=console.err)
+    except InputError as error:
+        console.err.print("[bold red]error:[/]", end=" ")
+        console.err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        console.err.print("interrupted; nothing was written")
+        sys.exit(INTERRUPTED)

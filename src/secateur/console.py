@@ -1,0 +1,114 @@
+"""What people see in a terminal: progress bars on standard error, tables on standard output."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.progress import Task as Bar
+from rich.table import Table
+from rich.text import Text
+
+from secateur.evaluate.perplexity import Perplexity
+from secateur.inspection import Inspection
+from secateur.progress import Progress
+
+out = Console()
+err = Console(stderr=True)
+
+
+class _Rate(ProgressColumn):
+    """Units per second."""
+
+    def render(self, bar: Bar) -> Text:
+        speed = bar.finished_speed or bar.speed
+        return Text(f"{speed:,.0f} {bar.fields['unit']}/s" if speed else "", style="progress.data.speed")
+
+
+class TerminalProgress(Progress):
+    """A bar with block, layer, tokens per second and time left."""
+
+    def __init__(self) -> None:
+        self._bars = Bars(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %"),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[where]}", style="dim"),
+            console=err,
+            transient=True,
+        )
+        self._bar: TaskID | None = None
+
+    def start(self, what: str, total: int, unit: str = "tokens") -> None:
+        self._stop()
+        self._bar = self._bars.add_task(what, total=total, unit=unit, where="")
+        self._bars.start()
+
+    def at(self, where: str) -> None:
+        if self._bar is not None:
+            self._bars.update(self._bar, where=where)
+
+    def advance(self, amount: int) -> None:
+        if self._bar is not None:
+            self._bars.advance(self._bar, amount)
+
+    def say(self, message: str) -> None:
+        err.print(message, highlight=False)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bars.stop()
+            self._bars.remove_task(self._bar)
+            self._bar = None
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+
+def pruning_table(manifest: dict[str, Any]) -> Table:
+    """The layers of a ``secateur.json``, one row per kind, averaged over blocks."""
+    calibrated = manifest["calibration"] is not None
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for layer in manifest["layers"]:
+        kind = re.split(r"\.\d+\.", layer["name"])[-1]  # what follows the number of the block
+        kinds.setdefault(kind, []).append(layer)
+    table = Table(title=f"{manifest['method']}: {manifest['sparsity']:.1%} of the pruned weights are zero")
+    table.add_column("layers")
+    for column in ("number", "shape", "sparsity", "score retained", *(["output error"] if calibrated else [])):
+        table.add_column(column, justify="right")
+    for kind, layers in kinds.items():
+        mean = {
+            key: sum(x[key] or 0 for x in layers) / len(layers) for key in ("sparsity", "retained", "relative_error")
+        }
+        row = [kind, str(len(layers)), "×".join(map(str, layers[0]["shape"])), f"{mean['sparsity']:.1%}"]
+        table.add_row(*row, f"{mean['retained']:.3f}", *([f"{mean['relative_error']:.3f}"] if calibrated else []))
+    return table
+
+
+def perplexity_table(results: Sequence[Perplexity]) -> Table:
+    """Models side by side, the first of them as the reference."""
+    first = results[0]
+    table = Table(title=f"perplexity on {first.data}, {first.windows} windows of {first.window} tokens")
+    table.add_column("model")
+    table.add_column("perplexity", justify="right")
+    table.add_column("against the first", justify="right")
+    for result in results:
+        rise = "" if result is first else f"{result.perplexity / first.perplexity - 1:+.1%}"
+        table.add_row(result.model, f"{result.perplexity:,.2f}", rise)
+    return table
+
+
+def layers_table(found: Inspection) -> Table:
+    """Every linear of a checkpoint."""
+    table = Table(title=f"{found.model}: {len(found.layers)} linears, family {found.family}")
+    for column in ("layer", "shape", "dtype", "sparsity", "N:M", "reads", "writes"):
+        table.add_column(column, justify="right" if column in ("shape", "sparsity", "N:M") else "left", overflow="fold")
+    for layer in found.layers:
+        shape = "×".join(map(str, layer.shape))
+        spaces = (layer.reads or "", layer.writes or "")
+        table.add_row(layer.name, shape, layer.dtype, f"{layer.sparsity:.1%}", layer.pattern or "", *spaces)
+    return table

@@ -1,0 +1,89 @@
+"""From text to token windows, by the literature's protocols."""
+
+import hashlib
+import random
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from secateur.data.sources import Text
+from secateur.errors import InputError
+
+
+class Tokenizer(Protocol):
+    """What is needed of a Hugging Face tokenizer."""
+
+    def __call__(self, text: str, **kwargs: Any) -> Any:
+        """Encode ``text``; the ids are the result's ``input_ids``."""
+
+
+def calibration_samples(text: Text, tokenizer: Tokenizer, samples: int, length: int, seed: int) -> Tensor:
+    """Draw ``samples`` windows of ``length`` tokens: int64 ``(samples, length)``.
+
+    Windows lie at random offsets of the joined text, or of random documents that are longer than a
+    window. Both draw from ``random.Random(seed)`` in the order of the authors' code of Wanda and RIA, so
+    that the same seed gives the same samples.
+
+    Raises:
+        InputError: when there are fewer than ``samples * length`` tokens, or no document is long enough.
+    """
+    draw = random.Random(seed)
+    if text.by_document:
+        return _from_documents(text, tokenizer, samples, length, draw)
+    ids = _encode(tokenizer, text.joined)
+    if len(ids) < max(samples * length, length + 1):
+        raise InputError(
+            f"{text.source} has {len(ids):,} tokens, and {samples} samples of {length} need {samples * length:,}: "
+            f"take at most {len(ids) // length} samples (--samples), shorter ones (--length), or more text"
+        )
+    starts = [draw.randint(0, len(ids) - length - 1) for _ in range(samples)]
+    return torch.stack([ids[start : start + length] for start in starts])
+
+
+def _from_documents(text: Text, tokenizer: Tokenizer, samples: int, length: int, draw: random.Random) -> Tensor:
+    encoded: dict[int, Tensor] = {}
+    windows: list[Tensor] = []
+    too_short: set[int] = set()
+    while len(windows) < samples:
+        index = draw.randint(0, len(text.rows) - 1)
+        if index not in encoded:
+            encoded[index] = _encode(tokenizer, text.rows[index])
+        ids = encoded[index]
+        if len(ids) > length:
+            start = draw.randint(0, len(ids) - length - 1)
+            windows.append(ids[start : start + length])
+            continue
+        too_short.add(index)
+        if len(too_short) == len(text.rows):
+            raise InputError(
+                f"none of the {len(text.rows):,} documents of {text.source} is longer than {length} tokens: "
+                "take shorter samples (--length), or give the file without 'c4:' to draw from the joined text"
+            )
+    return torch.stack(windows)
+
+
+def evaluation_windows(text: Text, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Tensor:
+    """Cut the joined text into consecutive windows: int64 ``(n, window)``. The rest is dropped.
+
+    Raises:
+        InputError: when there is not even one window.
+    """
+    ids = _encode(tokenizer, text.joined)
+    count = len(ids) // window
+    if count == 0:
+        raise InputError(f"{text.source} has {len(ids):,} tokens, less than one window of {window} (--window)")
+    count = min(count, *(most for most in (text.windows, limit) if most is not None), count)
+    return ids[: count * window].reshape(count, window)
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> Tensor:
+    """Token ids of one text, int64 ``(T,)``, with the special tokens that the tokenizer adds by itself."""
+    # Texts longer than the model's context are the rule here: verbose=False spares a warning for each.
+    return tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+
+
+def digest(data: str | Tensor) -> str:
+    """SHA-256 of a text (as UTF-8) or of token ids (as int64), in hexadecimal."""
+    raw = data.encode() if isinstance(data, str) else data.to(torch.int64).contiguous().numpy().tobytes()
+    return hashlib.sha256(raw).hexdigest()

@@ -1,0 +1,1 @@
+"""How good a written model is."""

@@ -1,0 +1,71 @@
+"""What a checkpoint's linears are, and how sparse, from its files alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from secateur.checkpoint import Source, local_folder
+from secateur.models.blocks import blocks_of, family_of
+from secateur.sparsity import NM, obeys, sparsity_of
+
+# Tried in this order: the first that holds is the most telling.
+_USUAL = [NM(1, 4), NM(2, 4), NM(3, 4), NM(2, 8), NM(4, 8), NM(8, 16), NM(16, 32)]
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One linear of a checkpoint.
+
+    Attributes:
+        name: its full name.
+        shape: ``(O, I)``.
+        dtype: as stored.
+        sparsity: the share of weights that are zero.
+        pattern: the tightest usual N:M that its non-zeros obey in storage order, or None.
+        reads: the channel space of its input channels, or None if unknown.
+        writes: the channel space of its output channels, or None if unknown.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    sparsity: float
+    pattern: str | None
+    reads: str | None
+    writes: str | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model as it was named, the family that it was recognised as, and its prunable linears."""
+
+    model: str
+    family: str
+    layers: list[LayerView]
+
+
+def inspect(model: str | Path) -> Inspection:
+    """Describe the prunable linears of a model: a hub name, a folder, or a ``.gguf`` file.
+
+    Raises:
+        InputError: when ``model`` is not a model that can be read.
+    """
+    with local_folder(str(model)) as folder:
+        source = Source(folder)
+        skeleton = source.skeleton(torch.float32)
+        family = family_of(skeleton)
+        layers = []
+        for block in blocks_of(skeleton, family):
+            for linear in block.linears:
+                name = block.full_name(linear)
+                weight = source.read([f"{name}.weight"])[f"{name}.weight"]
+                layers.append(_view(name, weight, linear.reads, linear.writes))
+    return Inspection(str(model), family.name, layers)
+
+
+def _view(name: str, weight: Tensor, reads: str | None, writes: str | None) -> LayerView:
+    pattern = next((f"{p.kept}:{p.group}" for p in _USUAL if obeys(weight, p)), None)
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return LayerView(name, (weight.shape[0], weight.shape[1]), dtype, sparsity_of(weight), pattern, reads, writes)

@@ -1,0 +1,196 @@
+"""Calibration samples on their way through a model, a block at a time.
+
+The model's own forward pass is run once per batch with its blocks stubbed out, to record the arguments
+that it passes to each block. From then on each block is called by itself, with the recorded arguments,
+on hidden states that are kept here: no signature of any transformers version is assumed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError
+from secateur.models.blocks import Block
+from secateur.models.families import Linear, reader_groups
+from secateur.progress import Progress
+from secateur.stats import InputStats
+
+
+class Stream:
+    """Hidden states of all calibration batches, now before block 0 and moved on block by block.
+
+    Attributes:
+        hidden: per batch, what enters the next block: ``(B, L, H)``.
+        tokens: the number of calibration tokens.
+    """
+
+    def __init__(
+        self, model: nn.Module, blocks: Sequence[Block], batches: Sequence[Tensor], progress: Progress | None = None
+    ) -> None:
+        """Embed the batches and record how the model calls its blocks.
+
+        Args:
+            model: with everything but its blocks, and with its first block, in memory.
+            batches: token ids, ``(B, L)`` int64 each.
+        """
+        self.blocks = blocks
+        self.progress = progress or Progress()
+        self.tokens = sum(batch.numel() for batch in batches)
+        self.hidden, self._calls = _record(model, blocks, batches)
+
+    def observe(self, index: int, stride: int = 1, keep_output: bool = False) -> dict[str, InputStats]:
+        """Statistics of what enters the linears of block ``index``, by their names in the block.
+
+        Linears that read at the same place share one :class:`InputStats`, gathered once.
+
+        Args:
+            stride: keep every ``stride``-th input row as a sample.
+            keep_output: move the hidden states on through the block in the same pass. Without, the pass
+                ends as soon as every linear has seen its input: nobody reads the last one's output.
+        """
+        block = self.blocks[index]
+        with _watching(block, stride, stop_early=not keep_output) as stats:
+            for i in range(len(self.hidden)):
+                try:
+                    output = self._run(index, i)
+                except _StopForward:
+                    continue
+                if keep_output:
+                    self.hidden[i] = output
+        return stats
+
+    def advance(self, index: int) -> None:
+        """Move the hidden states on through block ``index`` as it is now."""
+        for i in range(len(self.hidden)):
+            self.hidden[i] = self._run(index, i)
+
+    @torch.no_grad()
+    def _run(self, index: int, batch: int) -> Tensor:
+        states, call = self.hidden[batch], self._calls[index][batch]
+        try:
+            output = self.blocks[index].module(states, *call.args, **call.kwargs)
+        finally:
+            self.progress.advance(states.shape[0] * states.shape[1])
+        return output[0] if isinstance(output, tuple) else output
+
+
+class _StopForward(Exception):
+    """Thrown from a hook to leave a forward pass whose rest nobody needs."""
+
+
+@contextmanager
+def _watching(block: Block, stride: int, stop_early: bool) -> Iterator[dict[str, InputStats]]:
+    """While open, the linears of ``block`` add their inputs to the statistics yielded."""
+    stats: dict[str, InputStats] = {}
+    seen: set[str] = set()
+
+    def hook_of(linear: Linear, gathers: bool) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if gathers:
+                stats[linear.name].update(args[0])
+            seen.add(linear.name)
+            if stop_early and len(seen) == len(block.linears):
+                seen.clear()
+                raise _StopForward
+
+        return hook
+
+    handles = []
+    for group in reader_groups(block.linears):
+        weight = block.weight(group[0])
+        stats |= dict.fromkeys((linear.name for linear in group), InputStats(weight.shape[1], stride, weight.device))
+        for linear in group:
+            hook = hook_of(linear, gathers=linear is group[0])
+            handles.append(block.module.get_submodule(linear.name).register_forward_pre_hook(hook))
+    try:
+        yield stats
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# ---------------------------------------------------------------- how a model calls its blocks
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a model passes to a block besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@torch.no_grad()
+def _record(
+    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Tensor]
+) -> tuple[list[Tensor], list[list[_Call]]]:
+    """The hidden states that enter the first block, per batch, and the calls, by block and batch.
+
+    Calls that do not differ between batches are one object: masks and positions are kept once.
+    """
+    hidden: list[Tensor] = []
+    calls: list[list[_Call]] = [[] for _ in blocks]
+    first_output: Any = None
+
+    def stub_of(index: int) -> Callable[..., Any]:
+        genuine = blocks[index].module.forward
+
+        def stub(*args: Any, **kwargs: Any) -> Any:
+            nonlocal first_output
+            states, call = _part(args, kwargs)
+            if index == 0:
+                hidden.append(states)
+                if first_output is None:  # a tensor, or a tuple that begins with one? The stubs answer alike.
+                    first_output = genuine(*args, **kwargs)
+            previous = calls[index][-1] if calls[index] else None
+            calls[index].append(previous if previous is not None and _same(previous, call) else call)
+            if index == len(blocks) - 1:
+                raise _StopForward
+            return (states, *first_output[1:]) if isinstance(first_output, tuple) else states
+
+        return stub
+
+    with _forwards({block.module: stub_of(i) for i, block in enumerate(blocks)}):
+        for batch in batches:
+            try:
+                model(batch, use_cache=False)
+            except _StopForward:
+                continue
+            raise InputError(f"{type(model).__name__} did not run its last block, {blocks[-1].prefix[:-1]}")
+    return hidden, calls
+
+
+@contextmanager
+def _forwards(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Give modules other forward functions for a while."""
+    for module, forward in forwards.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del module.forward  # the class's own shows again
+
+
+def _part(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, _Call]:
+    """Part the hidden states, a block's first argument, from the rest."""
+    if args:
+        return args[0], _Call(args[1:], kwargs)
+    return kwargs["hidden_states"], _Call((), {k: v for k, v in kwargs.items() if k != "hidden_states"})
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two recorded values are equal, tensors included."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, _Call) and isinstance(b, _Call):
+        return _same(a.args, b.args) and _same(a.kwargs, b.kwargs)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b or bool(a == b)

@@ -1,0 +1,153 @@
+"""What is to be done, as data: one vocabulary for the command line, YAML files and Python."""
+
+import dataclasses
+import difflib
+import fnmatch
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+import yaml
+
+from secateur.errors import InputError
+from secateur.scores import SCORES
+from secateur.sparsity import Pattern, Scope, Unstructured, parse_nm
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to prune a model.
+
+    Raises:
+        InputError: when it is built with values that make no sense.
+    """
+
+    score: Literal["magnitude", "wanda", "ri", "ria", "activation", "ri-input", "ri-output"] = "ria"
+    """Importance of a weight."""
+
+    alpha: float = 0.5
+    """Exponent of ‖X‖ in the ria score."""
+
+    scope: Scope | None = None
+    """Weights that compete when unstructured; by default row for wanda and matrix for the others."""
+
+    sparsity: float | None = None
+    """Share of weights to remove, in [0, 1), anywhere; 0.5 if no pattern is given either."""
+
+    pattern: str | None = None
+    """N:M, such as 2:4: N weights are kept of every M consecutive input channels."""
+
+    skip: tuple[str, ...] = ()
+    """Layers to leave dense, by full name; * stands for anything. May be repeated."""
+
+    calibration: str = "c4"
+    """c4, wikitext2, ptb (or c4:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, or demo."""
+
+    samples: int = 128
+    """Number of calibration samples."""
+
+    length: int = 2048
+    """Tokens per calibration sample."""
+
+    seed: int = 0
+    """Seed of the draw of the samples."""
+
+    one_shot: bool = False
+    """Gather all statistics from the dense model, in one pass, rather than block after pruned block."""
+
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision to compute in; auto is float32 on a CPU and the checkpoint's own on a GPU."""
+
+    def __post_init__(self) -> None:
+        if self.score not in SCORES:
+            raise InputError(f"score {self.score!r} is none of {', '.join(SCORES)}")
+        if not self.alpha >= 0:
+            raise InputError(f"alpha {self.alpha} is negative: it would favour channels with small inputs")
+        if self.sparsity is not None and self.pattern is not None:
+            raise InputError(f"give a sparsity ({self.sparsity}) or a pattern ({self.pattern}), not both")
+        if self.samples < 1 or self.length < 2:
+            raise InputError(f"{self.samples} samples of {self.length} tokens are too few to calibrate on")
+        _ = self.target  # refuses a pattern or sparsity that makes no sense
+
+    @property
+    def target(self) -> Pattern:
+        """The pattern that every pruned linear will obey."""
+        if self.pattern is not None:
+            return parse_nm(self.pattern)
+        sparsity = 0.5 if self.sparsity is None else self.sparsity
+        return Unstructured(sparsity, self.scope or SCORES[self.score].scope)
+
+    def skips(self, layer: str) -> bool:
+        """Whether the linear of this full name is to be left dense."""
+        return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.skip)
+
+    def summary(self) -> str:
+        """The method in a few words, for tables and progress bars."""
+        target = self.target
+        scoped = isinstance(target, Unstructured) and target.scope != SCORES[self.score].scope
+        return f"{self.score} {target}" + (f" per {self.scope}" if scoped else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in a YAML file."""
+        return msgspec.to_builtins(self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recipe":
+        """Read a YAML file of fields.
+
+        Raises:
+            InputError: when there is no such file, or a field is unknown or of the wrong type.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise InputError(f"recipe {path} cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"recipe {path} is not YAML: {error}") from None
+        return cls.from_dict(data, str(path))
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "recipe") -> "Recipe":
+        """Check plain data and build the recipe; ``where`` names its source in errors."""
+        if not isinstance(data, dict):
+            raise InputError(f"{where} is not a mapping of options to values")
+        known = [field.name for field in dataclasses.fields(cls)]
+        data = {str(key).replace("-", "_"): value for key, value in data.items()}
+        for key in data.keys() - set(known):
+            near = difflib.get_close_matches(key, known, 1)
+            raise InputError(
+                f"{where} has an unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        if isinstance(data.get("pattern"), int):  # YAML 1.1 takes a bare 2:4 for a number in base 60
+            data["pattern"] = "{}:{}".format(*divmod(data["pattern"], 60))
+        try:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{where}: {error}") from None
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` … means here. Raises :class:`InputError` if there is none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device {name!r} is unknown: give auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r} was asked for, but torch sees no GPU here")
+    return device
+
+
+def choose_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The precision to compute in: by name, or float32 on a CPU and the checkpoint's own on a GPU."""
+    if name != "auto":
+        return DTYPES[name]
+    return torch.float32 if device.type == "cpu" else stored

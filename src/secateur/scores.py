@@ -1,0 +1,104 @@
+"""Importance of each weight: larger means keep.
+
+A score is a pure function of a weight ``(O, I)`` of any floating dtype and, where it needs them, the
+statistics of the linear's inputs; it returns float32 ``(O, I)``. An all-zero row or column scores 0.
+Column j of a weight is input channel j, row i is output channel i.
+
+"RIA" is Zhang et al., *Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
+Models*, ICLR 2024; "Wanda" is Sun et al., *A Simple and Effective Pruning Approach for Large Language
+Models*, ICLR 2024.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from secateur.errors import InputError
+from secateur.sparsity import Scope
+from secateur.stats import InputStats
+
+
+def magnitude(weight: Tensor) -> Tensor:
+    """|W|."""
+    return weight.float().abs()
+
+
+def wanda(weight: Tensor, stats: InputStats) -> Tensor:
+    """|W_ij| · ‖X_j‖ (Wanda, eq. 1)."""
+    return magnitude(weight) * stats.norm
+
+
+def relative_to_input(weight: Tensor) -> Tensor:
+    """|W_ij| over the sum of its input channel, Σ_i |W_ij| (RIA, Table 2)."""
+    size = magnitude(weight)
+    return _share(size, size.sum(0, keepdim=True))
+
+
+def relative_to_output(weight: Tensor) -> Tensor:
+    """|W_ij| over the sum of its output channel, Σ_j |W_ij| (RIA, Table 2)."""
+    size = magnitude(weight)
+    return _share(size, size.sum(1, keepdim=True))
+
+
+def relative_importance(weight: Tensor) -> Tensor:
+    """RI: |W_ij| over its input channel plus |W_ij| over its output channel (RIA, eq. 3)."""
+    return relative_to_input(weight) + relative_to_output(weight)
+
+
+def ria(weight: Tensor, stats: InputStats, alpha: float = 0.5) -> Tensor:
+    """RI_ij · ‖X_j‖^alpha (RIA, eq. 4)."""
+    return relative_importance(weight) * stats.norm**alpha
+
+
+def activation(weight: Tensor, stats: InputStats) -> Tensor:
+    """‖X_j‖ alone, the same for every weight of an input channel (RIA, Table 2); 0 where the weight is 0."""
+    return stats.norm * (weight != 0)
+
+
+def _share(size: Tensor, total: Tensor) -> Tensor:
+    # A total of 0 means that every size in it is 0: dividing by 1 instead gives 0, not NaN.
+    return size / total.where(total > 0, 1)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A scoring method as published.
+
+    Attributes:
+        function: called as ``function(weight, stats, alpha)``; ``stats`` may be None unless ``needs_inputs``.
+        scope: what its authors compare for unstructured sparsity: weights of a row, or of the matrix.
+        needs_inputs: whether it reads activations; without, pruning needs no calibration.
+        about: one line for people.
+    """
+
+    function: Callable[..., Tensor]
+    scope: Scope
+    needs_inputs: bool
+    about: str
+
+
+SCORES: dict[str, Score] = {
+    "magnitude": Score(lambda w, x, a: magnitude(w), "matrix", False, "|W|"),
+    "wanda": Score(lambda w, x, a: wanda(w, x), "row", True, "|W|·‖X‖"),
+    "ri": Score(lambda w, x, a: relative_importance(w), "matrix", False, "|W| over its column plus |W| over its row"),
+    "ria": Score(lambda w, x, a: ria(w, x, a), "matrix", True, "RI·‖X‖^alpha"),
+    "activation": Score(lambda w, x, a: activation(w, x), "matrix", True, "‖X‖ alone"),
+    "ri-input": Score(lambda w, x, a: relative_to_input(w), "matrix", False, "|W| over its input channel alone"),
+    "ri-output": Score(lambda w, x, a: relative_to_output(w), "matrix", False, "|W| over its output channel alone"),
+}
+
+
+def check_finite(weight: Tensor, stats: InputStats | None, where: str) -> None:
+    """Raise :class:`InputError`, naming the layer ``where``, unless weight and input sums are finite."""
+    if not weight.isfinite().all():
+        bad = weight.numel() - weight.isfinite().sum().item()
+        raise InputError(
+            f"{where}: {bad} of its {weight.numel()} weights are NaN or infinite; the checkpoint is damaged"
+        )
+    if stats is not None and not stats.square_sum.isfinite().all():
+        bad = len(stats.square_sum) - stats.square_sum.isfinite().sum().item()
+        raise InputError(
+            f"{where}: {bad} of its {len(stats.square_sum)} input channels were NaN or infinite during calibration; "
+            "compute in float32 (--dtype float32), or look for the layer before it that overflows"
+        )

@@ -1,0 +1,44 @@
+"""What a linear's inputs were like, as sums, so that parts merge exactly into the whole."""
+
+import torch
+from torch import Tensor
+
+
+class InputStats:
+    """Sums over the tokens that entered one linear of ``features`` input channels.
+
+    Attributes:
+        tokens: number of tokens seen.
+        square_sum: ``(I,)`` float64, Σ x² per channel. A batch is summed in float32, batches in float64.
+        rows: every ``stride``-th input row as seen, for measuring output errors; see :meth:`sample`.
+    """
+
+    def __init__(self, features: int, stride: int = 1, device: torch.device | str = "cpu") -> None:
+        self.tokens = 0
+        self.square_sum = torch.zeros(features, dtype=torch.float64, device=device)
+        self.stride = stride
+        self.rows: list[Tensor] = []
+
+    def update(self, inputs: Tensor) -> None:
+        """Add ``inputs`` of shape ``(..., I)``, any floating dtype."""
+        x = inputs.detach().reshape(-1, inputs.shape[-1])
+        self.square_sum += x.float().square().sum(0)
+        # Rows are counted from the first token of all, so that the size of a batch does not matter.
+        self.rows.append(x[-self.tokens % self.stride :: self.stride].clone())
+        self.tokens += x.shape[0]
+
+    def merge(self, other: "InputStats") -> None:
+        """Add what ``other`` saw, as if it had come after."""
+        self.tokens += other.tokens
+        self.square_sum += other.square_sum
+        self.rows += other.rows
+
+    @property
+    def norm(self) -> Tensor:
+        """‖X_j‖₂ over all tokens of channel j: ``(I,)`` float32."""
+        return self.square_sum.sqrt().float()
+
+    @property
+    def sample(self) -> Tensor:
+        """The sampled input rows: ``(S, I)`` in the inputs' dtype."""
+        return torch.cat(self.rows)

@@ -1,0 +1,52 @@
+"""Slow float64 references in plain numpy, written from the papers and not from the package."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def wanda_score(weight: Array, inputs: Array) -> Array:
+    """|W_ij| times the L2 norm of input channel j over the tokens of ``inputs`` (T, I)."""
+    score = np.zeros_like(weight)
+    for i in range(weight.shape[0]):
+        for j in range(weight.shape[1]):
+            score[i, j] = abs(weight[i, j]) * np.sqrt((inputs[:, j] ** 2).sum())
+    return score
+
+
+def ria_score(weight: Array, inputs: Array, alpha: float = 0.5) -> Array:
+    """(|W_ij| / sum of column j + |W_ij| / sum of row i) times norm to the alpha."""
+    score = np.zeros_like(weight)
+    size = np.abs(weight)
+    column_sums, row_sums = size.sum(axis=0), size.sum(axis=1)
+    for i in range(weight.shape[0]):
+        for j in range(weight.shape[1]):
+            if size[i, j] > 0:
+                relative = size[i, j] / column_sums[j] + size[i, j] / row_sums[i]
+                score[i, j] = relative * np.sqrt((inputs[:, j] ** 2).sum()) ** alpha
+    return score
+
+
+def best_mask(score: Array, keep: int) -> NDArray[np.bool_]:
+    """Keep the ``keep`` largest of a flat array, by a full sort; the first ones among equals."""
+    order = sorted(range(score.size), key=lambda k: (-score.flat[k], k))
+    mask = np.zeros(score.size, dtype=bool)
+    mask[order[:keep]] = True
+    return mask.reshape(score.shape)
+
+
+def matrix_mask(score: Array, sparsity: float) -> NDArray[np.bool_]:
+    return best_mask(score, score.size - round(sparsity * score.size))
+
+
+def row_mask(score: Array, sparsity: float) -> NDArray[np.bool_]:
+    return np.stack([best_mask(row, row.size - round(sparsity * row.size)) for row in score])
+
+
+def nm_mask(score: Array, kept: int, group: int) -> NDArray[np.bool_]:
+    mask = np.zeros(score.shape, dtype=bool)
+    for i in range(score.shape[0]):
+        for start in range(0, score.shape[1], group):
+            mask[i, start : start + group] = best_mask(score[i, start : start + group], kept)
+    return mask

@@ -1,0 +1,87 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from secateur.cli import main
+from tests import pico
+
+TEXT = "some words to calibrate on, and then some more of them. " * 40
+
+
+def run(*words):
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return stop.value.code
+
+
+@pytest.fixture
+def dense(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    return pico.save("llama-gqa-tied", tmp_path / "dense")
+
+
+def calibration(tmp_path):
+    return ["--calibration", tmp_path / "text.txt", "--samples", 4, "--length", 32]
+
+
+def test_prune_eval_inspect_print_one_json_document(tmp_path, dense, capsys):
+    assert run("prune", dense, "--out", tmp_path / "out", "--pattern", "2:4", "--json", *calibration(tmp_path)) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "ria 2:4 (50 %)"
+    assert run("eval", dense, tmp_path / "out", "--data", tmp_path / "text.txt", "--window", 64, "--json") == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["perplexity"] != second["perplexity"]
+    assert run("inspect", tmp_path / "out", "--json") == 0
+    assert {layer["pattern"] for layer in json.loads(capsys.readouterr().out)["layers"]} == {"2:4"}
+
+
+def test_tables_for_people(tmp_path, dense, capsys):
+    assert run("prune", dense, "--out", tmp_path / "out", "--quiet", *calibration(tmp_path)) == 0
+    assert "score retained" in " ".join(capsys.readouterr().out.split())
+    assert run("eval", dense, "--data", tmp_path / "text.txt", "--window", 64) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert run("inspect", dense) == 0
+    assert "residual" in capsys.readouterr().out
+
+
+def test_options_win_over_the_recipe_file(tmp_path, dense, capsys):
+    (tmp_path / "r.yaml").write_text("score: wanda\npattern: 4:8\nsamples: 4\nlength: 32\n")
+    line = ["prune", dense, "--out", tmp_path / "out", "--recipe", tmp_path / "r.yaml", "--json"]
+    assert run(*line, "--score", "magnitude", "--calibration", tmp_path / "text.txt") == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert (recipe["score"], recipe["pattern"], recipe["samples"]) == ("magnitude", "4:8", 4)
+    assert run(*line, "--force", "--sparsity=0.25", "--calibration", tmp_path / "text.txt") == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert (recipe["score"], recipe["pattern"], recipe["sparsity"]) == ("wanda", None, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prune", "nowhere/at/all", "--out", "out"], "no folder"),
+        (["prune", "DENSE", "--out", "OUT", "--pattern", "2:5"], "not a multiple of 5"),
+        (["prune", "DENSE", "--out", "OUT", "--sparsity", "1"], "not in"),
+        (["prune", "DENSE", "--out", "OUT", "--score", "best"], "best"),
+        (["prune", "DENSE", "--out", "OUT", "--scor", "ria"], "--score"),
+        (["prune", "DENSE", "--out", "DENSE"], "--force"),
+        (["prune", "DENSE"], "--out"),
+        (["prune", "DENSE", "--out", "OUT", "--recipe", "none.yaml"], "none.yaml"),
+        (["eval", "DENSE", "--data", "missing.txt"], "no file missing.txt"),
+        (["inspect", "missing"], "no folder"),
+        (["prone"], "prone"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_message(tmp_path, dense, capsys, words, message):
+    words = [{"DENSE": dense, "OUT": tmp_path / "out"}.get(word, word) for word in words]
+    assert run(*words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_is_installed():
+    result = subprocess.run([sys.executable, "-m", "secateur", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.strip()

@@ -1,0 +1,182 @@
+import gzip
+import json
+import random
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from secateur import data
+from secateur.data import sources
+from secateur.errors import InputError
+from tests import pico
+
+ROWS = ["The first row.", "", "A third, longer row of text.", "Four."]
+
+
+@pytest.fixture
+def tokenizer():
+    return pico.tokenizer()
+
+
+def parquet(path, rows, column="text"):
+    pyarrow.parquet.write_table(pyarrow.table({column: rows, "number": list(range(len(rows)))}), path)
+    return path
+
+
+def jsonl(path, rows):
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": row, "url": "x"}) + "\n" for row in rows)
+    return path
+
+
+def test_local_files_of_every_kind_hold_the_same_rows(tmp_path):
+    expected = "\n\n".join(ROWS)
+    for path in (
+        jsonl(tmp_path / "a.jsonl", ROWS),
+        jsonl(tmp_path / "b.jsonl.gz", ROWS),
+        parquet(tmp_path / "c.parquet", ROWS),
+    ):
+        assert data.load_text(str(path), "evaluation").joined == expected
+    (tmp_path / "d.txt").write_text(expected)
+    assert data.load_text(str(tmp_path / "d.txt"), "calibration").joined == expected
+
+
+def test_the_only_column_of_strings_is_the_text(tmp_path):
+    assert data.load_text(str(parquet(tmp_path / "a.parquet", ROWS, "sentence")), "evaluation").rows == ROWS
+
+
+@pytest.mark.parametrize("dataset", ["wikitext2", "ptb", "c4"])
+@pytest.mark.parametrize("purpose", ["calibration", "evaluation"])
+def test_hub_corpora_are_read_as_the_literature_reads_them(tmp_path, monkeypatch, dataset, purpose):
+    asked: dict[str, str] = {}
+
+    def download(repository, file, repo_type, revision):
+        asked.update(repository=repository, file=file, revision=revision)
+        if file.endswith(".json.gz"):
+            return str(jsonl(tmp_path / "x.json.gz", ROWS))
+        return str(parquet(tmp_path / "x.parquet", ROWS, "sentence" if dataset == "ptb" else "text"))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    text = data.load_text(dataset, purpose)
+    separator = "\n\n" if (dataset, purpose) in {("wikitext2", "evaluation"), ("c4", "calibration")} else " "
+    assert text.joined == separator.join(ROWS)
+    assert text.by_document == ((dataset, purpose) == ("c4", "calibration"))
+    assert ("train" in asked["file"]) == (purpose == "calibration")
+
+
+def test_a_local_copy_of_wikitext_has_the_rows_of_the_hub(tmp_path):
+    (tmp_path / "wiki.test.raw").write_text(" \n = Title = \n \n Words . \n")
+    text = data.load_text(f"wikitext2:{tmp_path / 'wiki.test.raw'}", "evaluation")
+    assert text.rows == ["", " = Title = \n", "", " Words . \n"]
+
+
+def test_c4_evaluation_is_cut_as_in_the_literature(tmp_path):
+    path = jsonl(tmp_path / "c4.jsonl", [f"row {i}" for i in range(1200)])
+    text = data.load_text(f"c4:{path}", "evaluation")
+    assert (len(text.rows), text.windows) == (1100, 256)
+
+
+def test_samples_are_drawn_as_the_authors_code_draws_them(tokenizer):
+    text = sources.Text("t", ["".join(random.Random(5).choices("abcdef ", k=5000))])
+    ids = tokenizer(text.joined, return_tensors="pt").input_ids[0]
+    random.seed(3)
+    starts = [random.randint(0, len(ids) - 16 - 1) for _ in range(8)]
+    samples = data.calibration_samples(text, tokenizer, 8, 16, seed=3)
+    assert torch.equal(samples, torch.stack([ids[s : s + 16] for s in starts]))
+
+
+def test_document_samples_are_drawn_as_the_authors_code_draws_them(tokenizer):
+    rows = [f"{i} " * (1 + 7 * (i % 3)) for i in range(20)]
+    text = sources.Text("t", rows, by_document=True)
+    random.seed(4)
+    expected = []
+    for _ in range(6):
+        while True:
+            ids = tokenizer(rows[random.randint(0, len(rows) - 1)], return_tensors="pt").input_ids[0]
+            if len(ids) > 10:
+                break
+        start = random.randint(0, len(ids) - 10 - 1)
+        expected.append(ids[start : start + 10])
+    assert torch.equal(data.calibration_samples(text, tokenizer, 6, 10, seed=4), torch.stack(expected))
+
+
+def test_seed_decides(tokenizer):
+    text = sources.Text("t", ["abcdefgh" * 500])
+    draw = [data.calibration_samples(text, tokenizer, 4, 16, seed) for seed in (0, 0, 1)]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+
+
+def test_windows_cover_the_text_in_order(tokenizer):
+    text = sources.Text("t", ["abcdefghij"])
+    windows = data.evaluation_windows(text, tokenizer, 4)
+    assert tokenizer.decode(windows.flatten()) == "abcdefgh"
+    assert len(data.evaluation_windows(text, tokenizer, 4, limit=1)) == 1
+    assert len(data.evaluation_windows(sources.Text("t", ["abcdefghij"], windows=1), tokenizer, 4)) == 1
+
+
+def test_too_little_text_says_what_to_do(tokenizer):
+    with pytest.raises(InputError, match=r"t has 10 tokens, and 8 samples of 4 need 32: take at most 2 samples"):
+        data.calibration_samples(sources.Text("t", ["abcdefghij"]), tokenizer, 8, 4, 0)
+    with pytest.raises(InputError, match="none of the 2 documents of t is longer than 4 tokens"):
+        data.calibration_samples(sources.Text("t", ["abcd", "ab"], by_document=True), tokenizer, 8, 4, 0)
+    with pytest.raises(InputError, match="less than one window of 16"):
+        data.evaluation_windows(sources.Text("t", ["abcdefghij"]), tokenizer, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "holds no text"),
+        ("blank.jsonl", b"\n\n", "holds no text"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text"', "broken.jsonl, line 2: not JSON"),
+        ("list.jsonl", b"[1]\n", "line 1: not a JSON object"),
+        ("number.jsonl", b'{"text": "a"}\n{"text": 3}\n', "line 2: no text in 'text'"),
+        ("two.jsonl", b'{"a": "x", "b": "y"}\n', "no column named 'text', but 'a', 'b'"),
+        ("latin.txt", b"\xff\xfe\xfa", "cannot be read as text"),
+        ("fake.jsonl.gz", b"not gzip", "cannot be read as text"),
+        ("fake.parquet", b"not parquet", "cannot be read as parquet"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        data.load_text(str(tmp_path / name), "calibration")
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "c4:missing.jsonl"])
+def test_missing_files_are_refused(name):
+    with pytest.raises(InputError, match="there is no file missing"):
+        data.load_text(name, "calibration")
+
+
+def test_what_is_no_source_is_refused():
+    with pytest.raises(InputError, match="not text to read"):
+        data.load_text("thesis.docx", "calibration")
+
+
+@pytest.mark.parametrize("name", ["c4", "wikitext2", "ptb"])
+def test_an_unreachable_hub_says_what_to_do(monkeypatch, name):
+    def download(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(InputError, match=rf"{name}.*no network.*give a local file"):
+        data.load_text(name, "calibration")
+
+
+def test_any_hub_dataset_with_a_text_column(monkeypatch):
+    rows = [{"content": "words " * 10, "id": i} for i in range(100)]
+    monkeypatch.setattr("datasets.load_dataset", lambda *name, streaming: {"train": rows})
+    assert len(data.load_text("some/corpus", "calibration").rows) == 100
+    assert len(data.load_text("some/corpus/config", "calibration", need=15).rows) == 4  # 60 characters each
+
+    def unreachable(*name, streaming):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(InputError, match="some/corpus could not be had"):
+        data.load_text("some/corpus", "calibration")

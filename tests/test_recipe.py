@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from secateur.errors import InputError
+from secateur.recipe import Recipe, choose_device, choose_dtype
+from secateur.sparsity import NM, Unstructured
+
+
+def test_yaml_round_trip(tmp_path):
+    recipe = Recipe(score="wanda", pattern="4:8", skip=("*.q_proj",), one_shot=True)
+    import yaml
+
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    assert Recipe.load(tmp_path / "r.yaml") == recipe
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "8:16", "16:32"])
+def test_a_bare_pattern_in_yaml_is_understood(tmp_path, pattern):
+    (tmp_path / "r.yaml").write_text(f"pattern: {pattern}\none-shot: true\n")
+    recipe = Recipe.load(tmp_path / "r.yaml")
+    assert recipe.pattern == pattern
+    assert recipe.one_shot
+
+
+def test_the_published_scope_is_the_default():
+    assert Recipe(score="wanda").target == Unstructured(0.5, "row")
+    assert Recipe(score="ria").target == Unstructured(0.5, "matrix")
+    assert Recipe(score="ria", scope="row", sparsity=0.7).target == Unstructured(0.7, "row")
+    assert Recipe(pattern="2:4").target == NM(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scor: ria", "unknown option 'scor'; did you mean 'score'"),
+        ("sparsity: high", "Expected `float \\| null`, got `str`.*sparsity"),
+        ("score: best", "Invalid enum value 'best'"),
+        ("- a", "not a mapping"),
+        ("a: [", "not YAML"),
+        ("pattern: 5:4", "pattern 5:4"),
+        ("sparsity: 1.5", "not in"),
+        ("sparsity: 0.5\npattern: 2:4", "not both"),
+        ("alpha: -1", "negative"),
+        ("samples: 0", "too few"),
+    ],
+)
+def test_bad_recipes_are_refused(tmp_path, text, message):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        Recipe.load(tmp_path / "r.yaml")
+
+
+def test_a_missing_recipe_is_refused():
+    with pytest.raises(InputError, match="cannot be read"):
+        Recipe.load("nowhere.yaml")
+
+
+def test_skip_matches_full_names():
+    recipe = Recipe(skip=("*.down_proj", "model.layers.0.*"))
+    assert recipe.skips("model.layers.7.mlp.down_proj")
+    assert recipe.skips("model.layers.0.self_attn.q_proj")
+    assert not recipe.skips("model.layers.7.self_attn.q_proj")
+
+
+def test_auto_dtype():
+    assert choose_dtype("auto", torch.bfloat16, torch.device("cpu")) is torch.float32
+    assert choose_dtype("auto", torch.bfloat16, torch.device("cuda")) is torch.bfloat16
+    assert choose_dtype("float16", torch.bfloat16, torch.device("cpu")) is torch.float16
+
+
+def test_bad_devices_are_refused():
+    with pytest.raises(InputError, match="unknown"):
+        choose_device("gpu5")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no GPU"):
+            choose_device("cuda")

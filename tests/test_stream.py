@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from secateur.errors import InputError
+from secateur.models.blocks import blocks_of, family_of
+from secateur.models.stream import Stream
+from tests import pico
+
+
+def stream_of(name, batches):
+    model = pico.build(name)
+    blocks = blocks_of(model, family_of(model))
+    return model, blocks, Stream(model, blocks, batches)
+
+
+@pytest.mark.parametrize("name", pico.ALL)
+def test_hidden_states_are_those_of_the_whole_model(name):
+    batches = [pico.tokens(2, 24), pico.tokens(2, 24, seed=2), pico.tokens(1, 20, seed=3)]
+    model, blocks, stream = stream_of(name, batches)
+    for i in range(len(blocks)):
+        for hidden, batch in zip(stream.hidden, batches, strict=True):
+            with torch.no_grad():
+                expected = model(batch, output_hidden_states=True, use_cache=False).hidden_states[i]
+            torch.testing.assert_close(hidden, expected)
+        stream.advance(i)
+
+
+@pytest.mark.parametrize("name", pico.ALL)
+def test_statistics_are_of_what_enters_each_linear(name):
+    batch = pico.tokens()
+    model, blocks, stream = stream_of(name, [batch[:2], batch[2:]])
+    stream.advance(0)
+    stats = stream.observe(1)
+    seen = {}
+    handles = [
+        blocks[1]
+        .module.get_submodule(linear.name)
+        .register_forward_pre_hook(
+            lambda _, args, key=linear.name: seen.update({key: args[0].reshape(-1, args[0].shape[-1])})
+        )
+        for linear in blocks[1].linears
+    ]
+    with torch.no_grad():
+        model(batch, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    assert set(stats) == set(seen) != set()
+    for key, inputs in seen.items():
+        torch.testing.assert_close(stats[key].norm, inputs.norm(dim=0))
+        torch.testing.assert_close(stats[key].sample, inputs)
+
+
+@pytest.mark.parametrize("name", pico.ALL)
+def test_observing_and_moving_on_in_one_pass_is_the_same(name):
+    batches = [pico.tokens()]
+    _, _, two = stream_of(name, batches)
+    _, _, one = stream_of(name, batches)
+    apart = two.observe(0)
+    assert torch.equal(two.hidden[0], one.hidden[0])
+    two.advance(0)
+    together = one.observe(0, keep_output=True)
+    assert torch.equal(two.hidden[0], one.hidden[0])
+    for key in apart:
+        assert torch.equal(apart[key].square_sum, together[key].square_sum)
+
+
+def test_readers_at_one_place_share_statistics():
+    _, _, stream = stream_of("llama-gqa-tied", [pico.tokens()])
+    stats = stream.observe(0)
+    assert stats["self_attn.q_proj"] is stats["self_attn.k_proj"] is stats["self_attn.v_proj"]
+    assert stats["mlp.gate_proj"] is stats["mlp.up_proj"] is not stats["self_attn.q_proj"]
+
+
+def test_arguments_that_do_not_differ_are_kept_once():
+    _, _, stream = stream_of("llama-mha", [pico.tokens(2, 24), pico.tokens(2, 24, seed=9), pico.tokens(2, 20)])
+    first, second, third = stream._calls[0]
+    assert first is second is not third
+
+
+def test_the_model_is_left_as_it_was():
+    batch = pico.tokens()
+    fresh = pico.build("mistral")(batch).logits
+    model, _, stream = stream_of("mistral", [batch])
+    stream.observe(0)
+    torch.testing.assert_close(model(batch).logits, fresh)
+
+
+def test_models_without_blocks_are_refused():
+    with pytest.raises(InputError, match="no list of repeated blocks"):
+        family_of(torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"hold no nn\.Linear"):
+        family_of(torch.nn.Sequential(torch.nn.ModuleList([torch.nn.LayerNorm(4)])))
