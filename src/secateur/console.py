@@ -40,6 +40,7 @@ class TerminalProgress(Progress):
             TextColumn("{task.fields[where]}", style="dim"),
             console=err,
             transient=True,
+            disable=not err.is_terminal,
         )
         self._bar: TaskID | None = None
 
@@ -55,9 +56,6 @@ class TerminalProgress(Progress):
     def advance(self, amount: int) -> None:
         if self._bar is not None:
             self._bars.advance(self._bar, amount)
-
-    def say(self, message: str) -> None:
-        err.print(message, highlight=False)
 
     def _stop(self) -> None:
         if self._bar is not None:

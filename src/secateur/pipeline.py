@@ -1,7 +1,9 @@
 """Prune a model: the one place that knows the order of things."""
 
+import ctypes
 import dataclasses
 import platform
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -108,6 +110,7 @@ def prune(
                     load_into(block.module, tensors, block.prefix, device)
                     stream.advance(index)
             block.module.to("meta")
+            _return_freed_memory()
 
         manifest = {
             "secateur": __version__,
@@ -239,6 +242,17 @@ def _announce(progress: Progress, recipe: Recipe, batches: Sequence[Tensor], blo
         return progress.start(recipe.summary(), blocks, "blocks")
     passes = blocks if recipe.one_shot else 2 * blocks - 1  # the last block is not run again
     return progress.start(recipe.summary(), passes * sum(batch.numel() for batch in batches))
+
+
+def _return_freed_memory() -> None:
+    """Give what was freed back to the system.
+
+    glibc keeps freed activations in its heap, so fragmented that each block would need fresh memory: on
+    SmolLM2 the process grew by 35 MB a block.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class _Clock:

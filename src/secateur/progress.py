@@ -15,9 +15,6 @@ class Progress:
     def advance(self, amount: int) -> None:
         """So many more units are done."""
 
-    def say(self, message: str) -> None:
-        """Something that the user should know, although it is no error."""
-
     def __enter__(self) -> "Progress":
         return self
 
