@@ -35,7 +35,7 @@ print(imported, peak())
 """
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder")
     parser.add_argument("--rounds", type=int, default=3)
