@@ -9,5 +9,7 @@ from secateur.evaluate.perplexity import evaluate
 from secateur.inspection import inspect
 from secateur.pipeline import prune
 from secateur.recipe import Recipe
+from secateur.runtime.loading import load
+from secateur.verification import verify
 
-__all__ = ["InputError", "Recipe", "__version__", "evaluate", "inspect", "prune"]
+__all__ = ["InputError", "Recipe", "__version__", "evaluate", "inspect", "load", "prune", "verify"]

@@ -24,6 +24,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from secateur.errors import InputError
 
 MANIFEST = "secateur.json"
+ORDERS = "secateur-orders.safetensors"
+# What the config of a folder calls its model type when the model needs orders that transformers does not know.
+GATHER_TYPE = "secateur-gather"
 INDEX = "model.safetensors.index.json"
 
 # What a model folder is made of besides weights; anything else (pickles, code) stays behind.
@@ -106,6 +109,7 @@ class Source:
     Attributes:
         folder: the folder.
         config: its Hugging Face config.
+        gathers: whether its norms need orders that only Secateur applies (``--fold gather``).
         files: the safetensors file of each tensor.
     """
 
@@ -114,8 +118,11 @@ class Source:
         if not (folder / "config.json").is_file():
             raise InputError(f"{folder} is not a model folder: it has no config.json")
         try:
-            self.config = AutoConfig.from_pretrained(folder)
-        except (ValueError, OSError, KeyError) as error:
+            written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            self.gathers = written.get("model_type") == GATHER_TYPE
+            base = written.get("base")
+            self.config = AutoConfig.for_model(**base) if self.gathers else AutoConfig.from_pretrained(folder)
+        except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
         self.files = self._index()
 
@@ -142,6 +149,11 @@ class Source:
             if not (self.folder / file).is_file():
                 raise InputError(f"{self.folder} lacks {file}, which its index names")
         return {name: self.folder / file for name, file in weight_map.items()}
+
+    def refuse_gathers(self, purpose: str) -> None:
+        """Raise :class:`InputError` if the model gathers: ``purpose`` says what cannot be done with it."""
+        if self.gathers:
+            raise InputError(f"{self.folder} was written with --fold gather, and cannot be {purpose}")
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of the tensors that begin with ``prefix``, in the order of their files."""
@@ -234,8 +246,21 @@ class Writer:
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, self.folder / f"{len(self.shards)}.shard", metadata={"format": "pt"})
 
-    def finish(self, companions_from: Path, manifest: dict[str, Any]) -> None:
-        """Name the shards, add config, tokenizer and manifest, and put the folder in place."""
+    def finish(
+        self,
+        companions_from: Path,
+        manifest: dict[str, Any],
+        orders: dict[str, Tensor] | None = None,
+        gathers: bool = False,
+    ) -> None:
+        """Name the shards, add config, tokenizer, manifest and orders, and put the folder in place.
+
+        Args:
+            companions_from: the folder whose config and tokenizer these are.
+            manifest: the content of ``secateur.json``.
+            orders: int64 tensors to keep beside the weights.
+            gathers: the model is wrong without its gather orders: plain transformers must refuse it.
+        """
         total = len(self.shards)
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(self.shards, 1):
@@ -248,6 +273,11 @@ class Writer:
             for file in companions_from.glob(pattern):
                 if not file.name.endswith(".index.json") and file.name != MANIFEST:
                     shutil.copyfile(file, self.folder / file.name)
+        if gathers:
+            config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            _write_json(self.folder / "config.json", {"model_type": GATHER_TYPE, "base": config})
+        if orders:
+            save_file({name: order.contiguous() for name, order in orders.items()}, self.folder / ORDERS)
         _write_json(self.folder / MANIFEST, manifest)
         self._put_in_place()
 

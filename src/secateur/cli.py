@@ -28,7 +28,7 @@ from secateur.errors import InputError
 from secateur.progress import Progress
 from secateur.recipe import Recipe
 
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED_CHECK, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 app = App(
     name="secateur",
@@ -134,6 +134,26 @@ def inspect(model: str, /, *, json: Json = False) -> None:
         _print_json(dataclasses.asdict(found))
     else:
         console.out.print(console.layers_table(found))
+
+
+@app.command
+def verify(model: str, /, *, dense: str | None = None, json: Json = False) -> None:
+    """Prove from the files that MODEL obeys its pattern as stored; exit with 1 if it does not.
+
+    Parameters
+    ----------
+    model
+        A folder that was written by prune.
+    dense
+        The model that was pruned: prove also that the weights and logits are its own, masked and reordered.
+    """
+    verdict = secateur.verify(model, dense)
+    if json:
+        _print_json(dataclasses.asdict(verdict) | {"passed": verdict.passed})
+    else:
+        console.out.print(console.verdict_text(verdict))
+    if not verdict.passed:
+        sys.exit(FAILED_CHECK)
 
 
 @app.command(name="demo")

@@ -14,6 +14,7 @@ from rich.text import Text
 from secateur.evaluate.perplexity import Perplexity
 from secateur.inspection import Inspection
 from secateur.progress import Progress
+from secateur.verification import Verdict
 
 out = Console()
 err = Console(stderr=True)
@@ -98,6 +99,16 @@ def perplexity_table(results: Sequence[Perplexity]) -> Table:
         rise = "" if result is first else f"{result.perplexity / first.perplexity - 1:+.1%}"
         table.add_row(result.model, f"{result.perplexity:,.2f}", rise)
     return table
+
+
+def verdict_text(verdict: Verdict) -> Text:
+    """What was checked, or what failed."""
+    if not verdict.passed:
+        lines = [f"{check}: {len(where)} failed, {', '.join(where[:3])}" for check, where in verdict.failures.items()]
+        return Text(f"{verdict.model} FAILED\n" + "\n".join(lines), style="bold red")
+    measured = verdict.logit_difference
+    lines = [*verdict.checked, *([f"largest difference of a logit: {measured:.1e} of the largest"] if measured else [])]
+    return Text(f"{verdict.model}: " + "; ".join(lines))
 
 
 def layers_table(found: Inspection) -> Table:

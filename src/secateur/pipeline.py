@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,21 @@ import safetensors
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from secateur import __version__, data
+from secateur import __version__
 from secateur.checkpoint import Source, Writer, check_destination, load_into, local_folder
 from secateur.errors import InputError
+from secateur.layers import LayerResult, prune_linear
 from secateur.models.blocks import Block, blocks_of, family_of
+from secateur.models.fold import fold_outer, heads_of
 from secateur.models.stream import Stream
+from secateur.ordering import Orderer
+from secateur.preparation import check_pattern, draw_batches, leave_out_skipped
 from secateur.progress import Progress
 from secateur.recipe import Recipe, choose_device, choose_dtype
-from secateur.scores import SCORES, check_finite
-from secateur.sparsity import check_fits, retained, select, sparsity_of
+from secateur.runtime.gather import gathered
 from secateur.stats import InputStats
 
-# A forward pass takes as many samples at a time as make about this many tokens.
-TOKENS_PER_BATCH = 2048
 # Output errors are measured on about this many input rows of each linear, spread over all samples.
 ERROR_ROWS = 256
 
@@ -52,10 +52,13 @@ def prune(
     Args:
         model: a hub name, a folder, or a ``.gguf`` file.
         out: the folder to write; it appears only when it is complete.
+        recipe: what to do; by default RIA at 50 %, calibrated on C4.
         force: replace a model folder that is already there.
         progress: hears how the work goes.
+
     Returns:
         the content of ``secateur.json``, which is part of what is written.
+
     Raises:
         InputError: when something given cannot be used; nothing is written then.
     """
@@ -67,50 +70,34 @@ def prune(
     with progress, local_folder(str(model), out.parent) as folder, Writer(out, force) as writer:
         with clock("load"):
             source = Source(folder)
+            source.refuse_gathers("pruned again")
             dtype = choose_dtype(recipe.dtype, source.config.dtype or torch.float32, device)
             skeleton = source.skeleton(dtype, device)
             family = family_of(skeleton)
-            blocks, skipped = _leave_out_skipped(blocks_of(skeleton, family), recipe)
-            _check_pattern(blocks, recipe)
-            batches, calibration = _draw_batches(source, recipe, device)
+            all_blocks = blocks_of(skeleton, family)
+            blocks, skipped = leave_out_skipped(all_blocks, recipe)
+            check_pattern(blocks, recipe)
+            if recipe.orders_channels and recipe.fold == "gather" and not family.rules:
+                raise InputError(f"--fold gather needs known channel spaces, and a {family.name} model has none")
+            batches, calibration = draw_batches(source, recipe, device)
             inside = tuple(block.prefix for block in blocks)
             outer = source.read([name for name in source.names() if not name.startswith(inside)])
             load_into(skeleton, outer, "", device)
+
+        job = _Job(recipe, source, blocks, device, progress, clock)
+        orderer = None
+        if recipe.orders_channels and recipe.fold != "none":
+            orderer = Orderer(recipe, family, heads_of(source.config) if family.rules else (1, 1, 1), device)
+        surveys = orderer is not None and recipe.fold == "exact" and "model" in family.rules.values()
+        job.announce(batches, surveys)
+        if orderer is not None and surveys:
+            job.survey(orderer, skeleton, batches)
+            for space, order in orderer.orders.items():
+                fold_outer(outer, family, space, order)
+            load_into(skeleton, outer, "", device)
         with clock("write"):
             writer.add(outer)
-
-        stream: Stream | None = None
-        stats: dict[str, InputStats] = {}
-        layers: list[LayerResult] = []
-        _announce(progress, recipe, batches, len(blocks))
-        for index, block in enumerate(blocks):
-            here, last = f"block {index + 1}/{len(blocks)}", index == len(blocks) - 1
-            progress.at(here)
-            with clock("read"):
-                tensors = source.read(source.names(block.prefix))
-                load_into(block.module, tensors, block.prefix, device)
-            if batches:
-                with clock("calibrate"):
-                    stream = stream or Stream(skeleton, blocks, batches, progress)
-                    stride = max(1, stream.tokens // ERROR_ROWS)
-                    stats = stream.observe(index, stride, keep_output=recipe.one_shot and not last)
-            for linear in block.linears:
-                progress.at(f"{here} · {linear.name}")
-                name = block.full_name(linear)
-                with clock("prune"):
-                    layers.append(
-                        _prune_linear(name, tensors[f"{name}.weight"], stats.get(linear.name), recipe, device)
-                    )
-            with clock("write"):
-                writer.add(tensors)
-            if stream is None:
-                progress.advance(1)
-            elif not recipe.one_shot and not last:
-                with clock("calibrate"):
-                    load_into(block.module, tensors, block.prefix, device)
-                    stream.advance(index)
-            block.module.to("meta")
-            _return_freed_memory()
+        layers, orders = job.prune_blocks(orderer, skeleton, batches, writer)
 
         manifest = {
             "secateur": __version__,
@@ -131,117 +118,112 @@ def prune(
                 "safetensors": safetensors.__version__,
             },
         }
-        writer.finish(folder, manifest)
+        writer.finish(folder, manifest, orders, gathers=orderer is not None and recipe.fold == "gather")
     return manifest
 
 
-# ---------------------------------------------------------------- one linear
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """The blocks of one model on their way through one recipe."""
 
+    recipe: Recipe
+    source: Source
+    blocks: Sequence[Block]
+    device: torch.device
+    progress: Progress
+    clock: "_Clock"
 
-@dataclass(frozen=True)
-class LayerResult:
-    """What became of one linear.
+    def announce(self, batches: Sequence[Tensor], surveys: bool) -> None:
+        """Tell the progress how much there is to do."""
+        blocks = len(self.blocks)
+        passes = blocks if self.recipe.one_shot else 2 * blocks - 1  # the last block is not run again
+        tokens = sum(batch.numel() for batch in batches)
+        if batches:
+            self.progress.start(self.recipe.summary(), (passes + blocks * surveys) * tokens)
+        else:
+            self.progress.start(self.recipe.summary(), blocks * (1 + surveys), "blocks")
 
-    Attributes:
-        name: its full name.
-        shape: ``(O, I)``.
-        sparsity: the share of its weights that are zero now.
-        retained: the share of the total score that its kept weights hold.
-        relative_error: ‖X(W − W′)ᵀ‖ / ‖XWᵀ‖ in the Frobenius norm, over a sample X of its calibration
-            inputs; None when it was scored without inputs.
-    """
+    def survey(self, orderer: Orderer, skeleton: torch.nn.Module, batches: Sequence[Tensor]) -> None:
+        """Find the model-wide orders, from the scores of the dense model."""
+        stream: Stream | None = None
+        for index, block in enumerate(self.blocks):
+            self.progress.at(f"survey of block {index + 1}/{len(self.blocks)}")
+            tensors = self._read(block)
+            stats: dict[str, InputStats] = {}
+            if batches:
+                with self.clock("calibrate"):
+                    stream = stream or Stream(skeleton, self.blocks, batches, self.progress)
+                    stats = stream.observe(index, stream.tokens, keep_output=index + 1 < len(self.blocks))
+            else:
+                self.progress.advance(1)
+            with self.clock("order"):
+                orderer.survey(block, len(self.blocks), tensors, stats)
+            self._release(block)
+        with self.clock("order"):
+            orderer.settle_shared()
 
-    name: str
-    shape: tuple[int, int]
-    sparsity: float
-    retained: float
-    relative_error: float | None
+    def prune_blocks(
+        self, orderer: Orderer | None, skeleton: torch.nn.Module, batches: Sequence[Tensor], writer: Writer
+    ) -> tuple[list[LayerResult], dict[str, Tensor]]:
+        """Order, prune and write block after block; what became of the linears, and every order."""
+        recipe, stream = self.recipe, None
+        layers: list[LayerResult] = []
+        orders: dict[str, Tensor] = orderer.orders if orderer else {}
+        for index, block in enumerate(self.blocks):
+            here, last = f"block {index + 1}/{len(self.blocks)}", index + 1 == len(self.blocks)
+            self.progress.at(here)
+            tensors = self._read(block, orderer)
+            stats: dict[str, InputStats] = {}
+            if batches:
+                with self.clock("calibrate"):
+                    stream = stream or Stream(skeleton, self.blocks, batches, self.progress)
+                    stride = max(1, stream.tokens // ERROR_ROWS)
+                    stats = stream.observe(index, stride, keep_output=recipe.one_shot and not last)
+            folds: dict[str, dict[str, float]] = {}
+            if orderer is not None:
+                with self.clock("order"):
+                    folds = orderer.compare(block, tensors, stats) if recipe.compare_folds else {}
+                    orderer.order_block(block, tensors, stats)
+            for linear in block.linears:
+                self.progress.at(f"{here} · {linear.name}")
+                name = block.full_name(linear)
+                with self.clock("prune"):
+                    weight, seen = tensors[f"{name}.weight"], stats.get(linear.name)
+                    result = prune_linear(name, weight, seen, recipe, self.device, orders)
+                shares = folds.get(linear.name, {})
+                if shares:  # readers of other spaces retain with gather what they retain as they are folded now
+                    shares = {"gather": result.retained} | shares | {recipe.fold: result.retained}
+                layers.append(replace(result, folds=shares))
+            with self.clock("write"):
+                writer.add(tensors)
+            if stream is None:
+                self.progress.advance(1)
+            elif not recipe.one_shot and not last:
+                with self.clock("calibrate"):
+                    load_into(block.module, tensors, block.prefix, self.device)
+                    with gathered(block.module, tensors, block.prefix):
+                        stream.advance(index)
+            self._release(block)
+        return layers, orders
 
+    def _read(self, block: Block, orderer: Orderer | None = None) -> dict[str, Tensor]:
+        """The tensors of a block, with the model-wide orders folded in, given to its module as well."""
+        with self.clock("read"):
+            tensors = self.source.read(self.source.names(block.prefix))
+            if orderer is not None:
+                orderer.fold_shared(block, tensors)
+            load_into(block.module, tensors, block.prefix, self.device)
+        return tensors
 
-def _prune_linear(
-    name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe, device: torch.device
-) -> LayerResult:
-    """Prune ``weight`` (O, I) in place, as stored, and say how it went."""
-    dense = weight.to(device)
-    check_finite(dense, stats, name)
-    score = SCORES[recipe.score].function(dense, stats, recipe.alpha)
-    mask = select(score, recipe.target)
-    error = _relative_error(dense, mask, stats) if stats else None
-    weight.masked_fill_(~mask.to(weight.device), 0)
-    return LayerResult(name, (weight.shape[0], weight.shape[1]), sparsity_of(weight), retained(score, mask), error)
-
-
-def _relative_error(weight: Tensor, mask: Tensor, stats: InputStats) -> float:
-    """See :class:`LayerResult`; 0 for a linear whose outputs are all zero."""
-    inputs, weight = stats.sample.float(), weight.float()
-    size = (inputs @ weight.T).norm()
-    lost = (inputs @ weight.masked_fill(mask, 0).T).norm()
-    return (lost / size).item() if size > 0 else 0.0
+    def _release(self, block: Block) -> None:
+        block.module.to("meta")
+        _return_freed_memory()
 
 
 def _overall_sparsity(layers: Sequence[LayerResult]) -> float:
     """The share of zeros among all weights that were pruned."""
     sizes = [layer.shape[0] * layer.shape[1] for layer in layers]
     return sum(layer.sparsity * size for layer, size in zip(layers, sizes, strict=True)) / max(1, sum(sizes))
-
-
-# ---------------------------------------------------------------- before the work
-
-
-def _leave_out_skipped(blocks: Sequence[Block], recipe: Recipe) -> tuple[list[Block], list[str]]:
-    """The blocks without the linears that the recipe skips, and the names of those."""
-    skipped = [name for b in blocks for x in b.linears if recipe.skips(name := b.full_name(x))]
-    for pattern in recipe.skip:
-        if not any(replace(recipe, skip=(pattern,)).skips(name) for name in skipped):
-            raise InputError(f"--skip {pattern} names no layer; `secateur inspect` lists them")
-    kept = [replace(b, linears=tuple(x for x in b.linears if not recipe.skips(b.full_name(x)))) for b in blocks]
-    if not any(block.linears for block in kept):
-        raise InputError("every layer is skipped: there is nothing to prune")
-    return kept, skipped
-
-
-def _check_pattern(blocks: Sequence[Block], recipe: Recipe) -> None:
-    """Refuse before any work when a linear cannot have the pattern."""
-    misfits = {}
-    for block in blocks:
-        for linear in block.linears:
-            try:
-                check_fits(recipe.target, block.weight(linear).shape[1])
-            except InputError as error:
-                misfits[linear.name] = f"{block.full_name(linear)}: {error}"
-    if misfits:
-        skips = " ".join(f"--skip '*.{name}'" for name in misfits)
-        raise InputError(
-            "; ".join(misfits.values()) + f". Choose another pattern, or leave these layers dense: {skips}"
-        )
-
-
-def _draw_batches(source: Source, recipe: Recipe, device: torch.device) -> tuple[list[Tensor], dict[str, Any] | None]:
-    """The calibration samples as batches of token ids (B, L), and where they come from; none if no score needs them."""
-    if not SCORES[recipe.score].needs_inputs:
-        return [], None
-    longest = getattr(source.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and recipe.length > longest:
-        raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
-    text = data.load_text(recipe.calibration, "calibration", recipe.samples * recipe.length)
-    tokenizer = AutoTokenizer.from_pretrained(source.folder)
-    samples = data.calibration_samples(text, tokenizer, recipe.samples, recipe.length, recipe.seed)
-    origin = {
-        "source": recipe.calibration,
-        "samples": recipe.samples,
-        "length": recipe.length,
-        "seed": recipe.seed,
-        "token_ids_sha256": data.digest(samples),
-    }
-    return list(samples.to(device).split(max(1, TOKENS_PER_BATCH // recipe.length))), origin
-
-
-def _announce(progress: Progress, recipe: Recipe, batches: Sequence[Tensor], blocks: int) -> None:
-    """Tell the progress how much there is to do."""
-    if not batches:
-        return progress.start(recipe.summary(), blocks, "blocks")
-    passes = blocks if recipe.one_shot else 2 * blocks - 1  # the last block is not run again
-    return progress.start(recipe.summary(), passes * sum(batch.numel() for batch in batches))
 
 
 def _return_freed_memory() -> None:

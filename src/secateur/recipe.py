@@ -12,8 +12,11 @@ import torch
 import yaml
 
 from secateur.errors import InputError
+from secateur.permute import Method
 from secateur.scores import SCORES
-from secateur.sparsity import Pattern, Scope, Unstructured, parse_nm
+from secateur.sparsity import NM, Pattern, Scope, Unstructured, parse_nm
+
+Fold = Literal["exact", "gather", "none"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,6 +43,19 @@ class Recipe:
 
     pattern: str | None = None
     """N:M, such as 2:4: N weights are kept of every M consecutive input channels."""
+
+    permute: Method = "lsa"
+    """Search for an order of the channels under which an N:M pattern retains more of the score."""
+
+    fold: Fold = "exact"
+    """Orders allowed: those that a plain checkpoint can have (exact), also one before every reader, which
+    only loads through Secateur (gather), or any, with the masks mapped back and no longer N:M as stored (none)."""
+
+    communities: int = 1
+    """Split the channels into so many parts and search inside each: less work by that factor."""
+
+    compare_folds: bool = False
+    """Also report what the other ways to fold would retain."""
 
     skip: tuple[str, ...] = ()
     """Layers to leave dense, by full name; * stands for anything. May be repeated."""
@@ -74,6 +90,8 @@ class Recipe:
             raise InputError(f"give a sparsity ({self.sparsity}) or a pattern ({self.pattern}), not both")
         if self.samples < 1 or self.length < 2:
             raise InputError(f"{self.samples} samples of {self.length} tokens are too few to calibrate on")
+        if self.communities < 1:
+            raise InputError(f"{self.communities} communities are too few")
         _ = self.target  # refuses a pattern or sparsity that makes no sense
 
     @property
@@ -84,6 +102,11 @@ class Recipe:
         sparsity = 0.5 if self.sparsity is None else self.sparsity
         return Unstructured(sparsity, self.scope or SCORES[self.score].scope)
 
+    @property
+    def orders_channels(self) -> bool:
+        """Whether channels are put in another order at all: unstructured sparsity has no use for it."""
+        return isinstance(self.target, NM) and self.permute != "none"
+
     def skips(self, layer: str) -> bool:
         """Whether the linear of this full name is to be left dense."""
         return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.skip)
@@ -92,7 +115,8 @@ class Recipe:
         """The method in a few words, for tables and progress bars."""
         target = self.target
         scoped = isinstance(target, Unstructured) and target.scope != SCORES[self.score].scope
-        return f"{self.score} {target}" + (f" per {self.scope}" if scoped else "")
+        ordered = f" {self.permute} {self.fold}" if self.orders_channels else ""
+        return f"{self.score} {target}" + (f" per {self.scope}" if scoped else "") + ordered
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in a YAML file."""

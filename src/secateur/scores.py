@@ -89,6 +89,12 @@ SCORES: dict[str, Score] = {
 }
 
 
+def compute(score: str, weight: Tensor, stats: InputStats | None, alpha: float, where: str) -> Tensor:
+    """The score of this name; see :func:`check_finite` for ``where`` and what is raised."""
+    check_finite(weight, stats, where)
+    return SCORES[score].function(weight, stats, alpha)
+
+
 def check_finite(weight: Tensor, stats: InputStats | None, where: str) -> None:
     """Raise :class:`InputError`, naming the layer ``where``, unless weight and input sums are finite."""
     if not weight.isfinite().all():

@@ -27,6 +27,14 @@ class InputStats:
         self.rows.append(x[-self.tokens % self.stride :: self.stride].clone())
         self.tokens += x.shape[0]
 
+    def select(self, order: Tensor) -> "InputStats":
+        """The statistics of the same inputs with their channels in another order, int64 ``(I,)``."""
+        chosen = InputStats(len(order), self.stride)
+        chosen.tokens = self.tokens
+        chosen.square_sum = self.square_sum[order]
+        chosen.rows = [rows[:, order] for rows in self.rows]
+        return chosen
+
     def merge(self, other: "InputStats") -> None:
         """Add what ``other`` saw, as if it had come after."""
         self.tokens += other.tokens

@@ -84,6 +84,6 @@ def _encode(tokenizer: Tokenizer, text: str) -> Tensor:
 
 
 def digest(data: str | Tensor) -> str:
-    """SHA-256 of a text (as UTF-8) or of token ids (as int64), in hexadecimal."""
-    raw = data.encode() if isinstance(data, str) else data.to(torch.int64).contiguous().numpy().tobytes()
+    """SHA-256, in hexadecimal, of a text (as UTF-8) or of a tensor's bytes, row by row."""
+    raw = data.encode() if isinstance(data, str) else data.contiguous().numpy().tobytes()
     return hashlib.sha256(raw).hexdigest()

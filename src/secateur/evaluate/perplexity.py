@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from secateur import data
 from secateur.checkpoint import local_folder
 from secateur.errors import InputError
 from secateur.progress import Progress
 from secateur.recipe import choose_device, choose_dtype
+from secateur.runtime.loading import load
 
 # Logits of this many tokens are held at a time: a vocabulary of 128,000 makes them 1 GB in float32.
 TOKENS_PER_BATCH = 2048
@@ -85,9 +86,9 @@ def evaluate(
         for name in names:
             with local_folder(name) as folder:
                 tokenizer = AutoTokenizer.from_pretrained(folder)
-                model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+                model = load(folder)
             precision = choose_dtype(dtype, model.dtype, chosen)
-            model.to(chosen, precision).eval()
+            model.to(chosen, precision)
             windows = data.evaluation_windows(text, tokenizer, _window_of(model, window), limit)
             progress.start(f"perplexity of {name}", windows.numel())
             began = time.perf_counter()

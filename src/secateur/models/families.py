@@ -5,8 +5,9 @@ columns). In a LLaMA block ``residual`` is written by o_proj and down_proj and r
 q/k/v and gate/up; ``value`` leads from v_proj to o_proj; ``mlp`` from gate/up to down_proj.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,44 @@ def reader_groups(linears: Iterable[Linear]) -> list[list[Linear]]:
 
 
 @dataclass(frozen=True)
+class Carrier:
+    """A tensor, other than a linear's weight and bias, one of whose dimensions is a channel space."""
+
+    name: str
+    dim: int
+    space: str
+
+
+Rule = Literal["model", "block", "heads"]
+
+
+@dataclass(frozen=True)
 class Family:
-    """A known architecture: the path of its list of blocks, and every prunable linear of a block."""
+    """A known architecture.
+
+    Attributes:
+        name: its name.
+        blocks: the path of its list of blocks.
+        linears: every prunable linear of a block.
+        rules: the spaces whose channels may be reordered without changing what the model computes, and how
+            freely: ``model``, by one order for the whole model, since every block adds to the same space;
+            ``block``, by any order in each block; ``heads``, inside each key-value head of each block, in the
+            same way for all query heads that share it. A space that is not named keeps its order: rotary
+            embeddings tie the channels of queries and keys to their places.
+        inside: what else lies along a space in each block; names inside the block.
+        outside: the same outside the blocks; full names. What a checkpoint lacks (a tied head) is passed over.
+    """
 
     name: str
     blocks: str
     linears: tuple[Linear, ...]
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    inside: tuple[Carrier, ...] = ()
+    outside: tuple[Carrier, ...] = ()
+
+    def readers(self, space: str) -> list[Linear]:
+        """The linears whose input channels are ``space``."""
+        return [linear for linear in self.linears if linear.reads == space]
 
 
 LLAMA = Family(
@@ -59,6 +92,16 @@ LLAMA = Family(
         Linear("mlp.gate_proj", reads="residual", writes="mlp", norm="post_attention_layernorm"),
         Linear("mlp.up_proj", reads="residual", writes="mlp", norm="post_attention_layernorm"),
         Linear("mlp.down_proj", reads="mlp", writes="residual"),
+    ),
+    rules={"residual": "model", "value": "heads", "mlp": "block"},
+    inside=(
+        Carrier("input_layernorm.weight", 0, "residual"),
+        Carrier("post_attention_layernorm.weight", 0, "residual"),
+    ),
+    outside=(
+        Carrier("model.embed_tokens.weight", 1, "residual"),
+        Carrier("model.norm.weight", 0, "residual"),
+        Carrier("lm_head.weight", 1, "residual"),
     ),
 )
 

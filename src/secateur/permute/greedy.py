@@ -1,0 +1,68 @@
+"""The greedy channel permutation search of Pool & Yu (*Channel Permutations for N:M Sparsity*, NeurIPS 2021).
+
+Swap two channels between two groups, best gain first, until no swap gains anything; then escape the local
+optimum by a random swap, and go on, a bounded number of times. A baseline (RIA, Table 11).
+"""
+
+import torch
+from torch import Tensor
+
+from secateur.permute.assign import kept_sum, l1_distances, nth_largest
+
+
+def greedy_groups(columns: Tensor, groups: Tensor, kept: int, escapes: int = 0, seed: int = 0) -> Tensor:
+    """Improve ``groups (K, M)`` by swaps; the result retains at least as much.
+
+    Args:
+        columns: the score, ``(I, R)``.
+        groups: where to start.
+        kept: N < M.
+        escapes: how many random swaps may be tried once no swap gains.
+        seed: of the random swaps.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    groups = groups.clone()
+    values = torch.zeros(groups.numel(), len(columns), device=columns.device)
+    _value_groups(columns, groups, kept, values, torch.arange(len(groups)))
+    _descend(columns, groups, kept, values)
+    best, best_score = groups.clone(), kept_sum(columns, groups, kept)
+    for _ in range(escapes if len(groups) > 1 else 0):
+        a, b = torch.randperm(len(groups), generator=draw)[:2].tolist()
+        i, j = torch.randint(groups.shape[1], (2,), generator=draw).tolist()
+        _swap(columns, groups, kept, values, a, i, b, j)
+        _descend(columns, groups, kept, values)
+        score = kept_sum(columns, groups, kept)
+        if score > best_score:
+            best, best_score = groups.clone(), score
+    return best
+
+
+def _value_groups(columns: Tensor, groups: Tensor, kept: int, values: Tensor, changed: Tensor) -> None:
+    """Fill ``values[k·M + s, c]``: what group k retains with channel c in slot s, but for a constant per (k, s)."""
+    size = groups.shape[1]
+    for slot in range(size):
+        fixed = torch.cat([groups[changed, :slot], groups[changed, slot + 1 :]], 1)
+        values[changed * size + slot] = l1_distances(nth_largest(columns, fixed, kept), columns) / 2
+
+
+def _descend(columns: Tensor, groups: Tensor, kept: int, values: Tensor) -> None:
+    """Make the swap of largest gain until there is none, in place."""
+    size = groups.shape[1]
+    tolerance = 1e-6 * columns.sum().item() / len(groups)  # rounding must not look like a gain
+    home = torch.arange(groups.numel(), device=columns.device) // size
+    while True:
+        here = values[:, groups.flatten()]
+        stay = here.diagonal()
+        gains = here + here.T - stay[:, None] - stay[None]
+        gains[home[:, None] == home[None]] = 0
+        place = int(gains.argmax())
+        a, b = divmod(place, gains.shape[1])
+        if gains[a, b] <= tolerance:
+            return
+        _swap(columns, groups, kept, values, a // size, a % size, b // size, b % size)
+
+
+def _swap(columns: Tensor, groups: Tensor, kept: int, values: Tensor, a: int, i: int, b: int, j: int) -> None:
+    """Exchange slot i of group a with slot j of group b, in place."""
+    groups[a, i], groups[b, j] = groups[b, j].clone(), groups[a, i].clone()
+    _value_groups(columns, groups, kept, values, torch.tensor([a, b]))

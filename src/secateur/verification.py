@@ -1,0 +1,157 @@
+"""Prove, from the files alone, that a written model is what its manifest says."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from secateur.checkpoint import MANIFEST, ORDERS, Source, local_folder
+from secateur.errors import InputError
+from secateur.layers import nonzeros_digest
+from secateur.models.blocks import Block, blocks_of, family_of
+from secateur.models.families import Family
+from secateur.models.fold import fold_block, fold_outer, heads_of, inverse, spread_to_queries
+from secateur.recipe import Recipe
+from secateur.runtime.gather import ORDER
+from secateur.runtime.loading import load
+from secateur.sparsity import obeys
+
+# In float32 the logits of a folded model may differ from the unfolded one's by this share of the largest logit.
+LOGIT_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :func:`verify` found.
+
+    Attributes:
+        model: the folder.
+        checked: what was checked, in words.
+        failures: per check that failed, the tensors that it failed on (or what was wrong).
+        logit_difference: largest difference of a logit between the folded model and the unfolded masked
+            dense one, as a share of the largest logit; None when no dense model was given.
+    """
+
+    model: str
+    checked: list[str]
+    failures: dict[str, list[str]] = field(default_factory=dict)
+    logit_difference: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
+
+
+def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
+    """Check a folder that :func:`secateur.prune` wrote.
+
+    ``pattern``: every pruned linear obeys the pattern as it is stored. ``zeros``: its zeros are where the
+    mask put them. Given the dense model, ``weights``: every tensor is the dense one, masked and in the
+    recorded order of channels, bit for bit; and ``logits``: both compute the same.
+
+    Args:
+        model: the folder that was written.
+        dense: the model that was pruned: a hub name, a folder, or a ``.gguf`` file.
+
+    Raises:
+        InputError: when the folder was not written by Secateur, or a model cannot be read.
+    """
+    folder = Path(model)
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} was not written by secateur: it has no {MANIFEST}")
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    source, pattern = Source(folder), Recipe.from_dict(manifest["recipe"], MANIFEST).target
+    failures: dict[str, list[str]] = {}
+    for layer in manifest["layers"]:
+        name = f"{layer['name']}.weight"
+        weight = source.read([name])[name]
+        if not obeys(weight, pattern):
+            failures.setdefault("pattern", []).append(layer["name"])
+        if nonzeros_digest(weight) != layer["nonzeros_sha256"]:
+            failures.setdefault("zeros", []).append(layer["name"])
+    checked = [f"{len(manifest['layers'])} linears obey {pattern} as stored", "their zeros are where the masks are"]
+    difference = None
+    if dense is not None:
+        with local_folder(str(dense)) as unpruned:
+            unfolded = _unfolded(source, folder, manifest["recipe"]["fold"])
+            wrong = _compare(unfolded, Source(unpruned), {layer["name"] for layer in manifest["layers"]})
+            difference = _logit_difference(folder, Source(unpruned), unfolded)
+        if wrong:
+            failures["weights"] = wrong
+        if not difference <= LOGIT_TOLERANCE:
+            failures["logits"] = [f"differ by {difference:.2g} of the largest"]
+        checked += [
+            "they are the dense model's weights in the recorded order",
+            "the logits are the masked dense model's",
+        ]
+    return Verdict(str(model), checked, failures, difference)
+
+
+def _unfolded(source: Source, folder: Path, fold: str) -> dict[str, Tensor]:
+    """All tensors with their channels back in the order of the dense model."""
+    tensors = source.read([name for name in source.names() if not name.endswith(ORDER)])
+    skeleton = source.skeleton(torch.float32)
+    family = family_of(skeleton)
+    orders = load_file(folder / ORDERS) if (folder / ORDERS).is_file() else {}
+    if fold == "none" or not orders:
+        return tensors
+    for space, rule in family.rules.items():
+        if rule == "model" and space in orders:
+            fold_outer(tensors, family, space, inverse(orders[space]))
+    for block in blocks_of(skeleton, family):
+        _unfold_block(tensors, block, family, orders, heads_of(source.config))
+    return tensors
+
+
+def _unfold_block(
+    tensors: dict[str, Tensor], block: Block, family: Family, orders: dict[str, Tensor], heads: tuple[int, int, int]
+) -> None:
+    for linear in family.linears:
+        if linear.norm is not None and (order := orders.get(block.prefix + linear.norm)) is not None:
+            weight = f"{block.prefix}{linear.name}.weight"
+            tensors[weight] = tensors[weight][:, inverse(order)]
+    for space, rule in family.rules.items():
+        order = orders.get(space if rule == "model" else block.prefix + space)
+        if order is not None:
+            written = inverse(order)
+            read = spread_to_queries(written, heads) if rule == "heads" else written
+            fold_block(tensors, block.prefix, family, space, written, read)
+
+
+def _compare(unfolded: dict[str, Tensor], dense: Source, pruned: set[str]) -> list[str]:
+    """The names of tensors that are not those of the dense model, masked where they were pruned."""
+    wrong = []
+    for name in sorted(set(dense.names()) | set(unfolded)):
+        if name not in unfolded or name not in dense.files:
+            wrong.append(name)
+            continue
+        ours, theirs = unfolded[name], dense.read([name])[name]
+        expected = theirs * (ours != 0) if name.removesuffix(".weight") in pruned else theirs
+        if ours.dtype != theirs.dtype or not torch.equal(ours, expected):
+            wrong.append(name)
+    return wrong
+
+
+@torch.no_grad()
+def _logit_difference(folder: Path, dense: Source, unfolded: dict[str, Tensor]) -> float:
+    """The largest difference of a logit on some tokens, computed in float32, as a share of the largest logit."""
+    folded = load(folder, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(folded.get_input_embeddings().num_embeddings, (2, 64), generator=generator)
+    ours = folded(tokens).logits
+    plain = _with_weights(load(dense.folder, torch.float32), unfolded)
+    theirs = plain(tokens).logits
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def _with_weights(model: PreTrainedModel, tensors: dict[str, Tensor]) -> PreTrainedModel:
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name in parameters:
+            parameters[name].copy_(tensor)
+    return model
