@@ -29,14 +29,9 @@ def rows(args: argparse.Namespace, home: Path) -> Iterator[dict[str, object]]:
     for pattern in args.patterns:
         for score in ("wanda", "ria"):
             for permute, fold in ORDERS:
-                recipe = Recipe(
-                    score=score,
-                    pattern=pattern,
-                    permute=permute,
-                    fold=fold,
-                    calibration=args.calibration,
-                    samples=args.samples,
-                    length=args.length,
+                setting = {"score": score, "pattern": pattern, "permute": permute, "fold": fold}
+                recipe = Recipe.from_dict(
+                    setting | {"calibration": args.calibration, "samples": args.samples, "length": args.length}
                 )
                 manifest = secateur.prune(args.model, home / "pruned", recipe)
                 (result,) = secateur.evaluate(home / "pruned", args.data, **window)

@@ -11,7 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "src" / "secateur"
 ORDER = [
     {"errors", "progress"},
     {"sparsity", "stats"},
-    {"scores", "permute.assign", "runtime.triton_norm"},
+    {"reconstruct.gram", "permute.assign", "runtime.triton_norm"},
+    {"reconstruct.cg", "reconstruct.sparsegpt"},
+    {"reconstruct.admm"},
+    {"reconstruct"},
+    {"scores"},
     {"runtime.gather"},
     {"permute.greedy"},
     {"permute.search"},

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -131,6 +132,21 @@ def test_every_order_retains_more_than_none(tmp_path, recipe):
             assert layer["folds"]["none"] > layer["folds"]["unordered"]
     manifest = secateur.prune(dense, tmp_path / "plain", replace(recipe, permute="none", one_shot=True))
     assert sum(layer["retained"] for layer in manifest["layers"]) < kept["exact"] < kept["none"]
+
+
+@pytest.mark.parametrize("reconstruct", ["sparsegpt", "cg", "admm"])
+@pytest.mark.parametrize("fold", ["exact", "gather", "none"])
+@pytest.mark.parametrize("score", ["ria", "wanda", "sparsegpt"])
+def test_reconstruction_goes_with_every_fold(reconstruct, fold, score, tmp_path, recipe):
+    dense = pico.save("llama-biased", tmp_path / "dense")
+    setting = replace(recipe, fold=fold, score=score, one_shot=True)
+    errors = {}
+    for method in ("none", reconstruct):
+        manifest = secateur.prune(dense, tmp_path / method, replace(setting, reconstruct=method), force=True)
+        errors[method] = fmean(layer["relative_error"] for layer in manifest["layers"])
+        verdict = secateur.verify(tmp_path / method, dense)
+        assert set(verdict.failures) == ({"pattern"} if fold == "none" else set())
+    assert errors[reconstruct] < errors["none"]
 
 
 def test_orders_wait_for_models_whose_spaces_are_known(tmp_path, recipe):

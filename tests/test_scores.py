@@ -13,7 +13,7 @@ from tests import oracle
 
 
 def stats_of(inputs):
-    stats = InputStats(inputs.shape[1])
+    stats = InputStats(inputs.shape[1], gram=True)
     stats.update(inputs)
     return stats
 

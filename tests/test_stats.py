@@ -19,6 +19,21 @@ def test_merged_parts_equal_the_whole():
     assert torch.equal(parts.sample, whole.sample)
 
 
+def test_gram_matrices_merge_and_follow_an_order():
+    x, order = torch.randn(60, 8), torch.randperm(8)
+    whole, parts = (InputStats(8, gram=True) for _ in range(2))
+    whole.update(x)
+    for part in (x[:20], x[20:]):
+        other = InputStats(8, gram=True)
+        other.update(part)
+        parts.merge(other)
+    torch.testing.assert_close(parts.gram, x.T @ x)
+    chosen = whole.select(order)
+    torch.testing.assert_close(chosen.gram, x[:, order].T @ x[:, order])
+    assert torch.equal(chosen.norm, whole.norm[order])
+    assert torch.equal(chosen.sample, x[:, order])
+
+
 def test_norm_is_that_of_each_channel_over_all_tokens():
     x = torch.randn(3, 5, 8)
     torch.testing.assert_close(gather(x).norm, x.reshape(-1, 8).norm(dim=0))

@@ -1,7 +1,8 @@
 """What people see in a terminal: progress bars on standard error, tables on standard output."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,9 @@ from secateur.evaluate.perplexity import Perplexity
 from secateur.inspection import Inspection
 from secateur.progress import Progress
 from secateur.verification import Verdict
+
+# Ways to fold, the freest last.
+_FOLDS = ("unordered", "exact", "gather", "none")
 
 out = Console()
 err = Console(stderr=True)
@@ -69,22 +73,30 @@ class TerminalProgress(Progress):
 
 
 def pruning_table(manifest: dict[str, Any]) -> Table:
-    """The layers of a ``secateur.json``, one row per kind, averaged over blocks."""
-    calibrated = manifest["calibration"] is not None
+    """The layers of a ``secateur.json``, one row per kind, averaged over blocks.
+
+    For an N:M pattern the retained score is also given as a share of what unstructured sparsity retains,
+    and with ``compare_folds`` the same for every way to fold, so that the price of each is visible.
+    """
     kinds: dict[str, list[dict[str, Any]]] = {}
     for layer in manifest["layers"]:
         kind = re.split(r"\.\d+\.", layer["name"])[-1]  # what follows the number of the block
         kinds.setdefault(kind, []).append(layer)
+    folds = sorted(manifest["layers"][0]["folds"], key=_FOLDS.index)
+    columns: dict[str, Callable[[dict[str, Any]], float]] = {"score retained": lambda x: x["retained"]}
+    if manifest["recipe"]["pattern"]:
+        columns["of unstructured"] = lambda x: x["retained"] / x["unstructured"]
+    columns |= {f"… {fold}": lambda x, fold=fold: x["folds"][fold] / x["unstructured"] for fold in folds}  # type: ignore[misc]
+    if manifest["calibration"]:
+        columns["output error"] = lambda x: x["relative_error"]
     table = Table(title=f"{manifest['method']}: {manifest['sparsity']:.1%} of the pruned weights are zero")
     table.add_column("layers")
-    for column in ("number", "shape", "sparsity", "score retained", *(["output error"] if calibrated else [])):
+    for column in ("number", "shape", *columns):
         table.add_column(column, justify="right")
-    for kind, layers in kinds.items():
-        mean = {
-            key: sum(x[key] or 0 for x in layers) / len(layers) for key in ("sparsity", "retained", "relative_error")
-        }
-        row = [kind, str(len(layers)), "×".join(map(str, layers[0]["shape"])), f"{mean['sparsity']:.1%}"]
-        table.add_row(*row, f"{mean['retained']:.3f}", *([f"{mean['relative_error']:.3f}"] if calibrated else []))
+    for kind, layers in [*kinds.items(), ("all", manifest["layers"])]:
+        shape = "×".join(map(str, layers[0]["shape"])) if kind != "all" else ""
+        means = [f"{fmean(value(layer) for layer in layers):.3f}" for value in columns.values()]
+        table.add_row(kind, str(len(layers)), shape, *means, end_section=kind == list(kinds)[-1])
     return table
 
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from secateur.data.tokens import digest
+from secateur.models.fold import inverse
 from secateur.permute import find_order, kept_score
 from secateur.recipe import Recipe
+from secateur.reconstruct import admm, damped, masked_cg, output_error, sparsegpt
 from secateur.scores import SCORES, compute
 from secateur.sparsity import NM, Unstructured, retained, select, sparsity_of
 from secateur.stats import InputStats
@@ -23,8 +25,8 @@ class LayerResult:
         sparsity: the share of its weights that are zero now.
         retained: the share of the total score that its kept weights hold.
         unstructured: the share that unstructured sparsity of the same degree would hold.
-        relative_error: ‖X(W − W′)ᵀ‖ / ‖XWᵀ‖ in the Frobenius norm, over a sample X of its calibration
-            inputs; None when it was scored without inputs.
+        relative_error: ‖X(W − W′)ᵀ‖ / ‖XWᵀ‖ in the Frobenius norm, over its calibration inputs X or a sample
+            of them; None when there were none.
         nonzeros_sha256: of where its weights are not zero, as bytes 0 and 1, row by row.
         folds: with ``compare_folds``, the share that other orders would hold, by the name of the fold mode,
             and ``unordered``.
@@ -48,39 +50,60 @@ def score_of(name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe
 def prune_linear(
     name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe, device: torch.device, orders: dict[str, Tensor]
 ) -> LayerResult:
-    """Prune ``weight`` (O, I) in place, as stored.
+    """Prune ``weight`` (O, I) in place, as stored, and mend what is left if the recipe says so.
 
-    In fold mode ``none`` it gets an order of its own, which is added to ``orders``, and the mask is mapped
-    back: the weight stays in its order, and the mask obeys the pattern only in the other.
+    In fold mode ``none`` it gets an order of its own, which is added to ``orders``: mask and weights are found
+    in that order and mapped back, so that the weight obeys the pattern only in the other.
     """
-    dense, pattern = weight.to(device), recipe.target
+    dense, pattern = weight.to(device).float(), recipe.target
     score = score_of(name, dense, stats, recipe)
+    order = None
     if recipe.orders_channels and recipe.fold == "none" and isinstance(pattern, NM):
         order = find_order(score, pattern, recipe.permute, communities=recipe.communities, seed=recipe.seed)
         orders[name] = order.cpu()
-        mask = torch.empty_like(score, dtype=torch.bool)
-        mask[:, order] = select(score[:, order], pattern)
-    else:
-        mask = select(score, pattern)
-    error = relative_error(dense, mask, stats) if stats else None
-    weight.masked_fill_(~mask.to(weight.device), 0)
+        score, dense, stats = score[:, order], dense[:, order], stats.select(order) if stats else None
+    mask = select(score, pattern)
+    mask, pruned = mend(dense, mask, stats, recipe)
+    # Rounded as it is stored, and exactly zero where it is masked.
+    stored = pruned.to(weight.dtype) * mask
+    error = relative_error(dense, stored.float(), stats) if stats else None
     free = Unstructured(pattern.sparsity, SCORES[recipe.score].scope)
+    kept = retained(score, mask)
+    weight.copy_(stored if order is None else stored[:, inverse(order)])
     return LayerResult(
         name=name,
         shape=(weight.shape[0], weight.shape[1]),
         sparsity=sparsity_of(weight),
-        retained=retained(score, mask),
-        unstructured=retained(score, select(score, free)) if isinstance(pattern, NM) else retained(score, mask),
+        retained=kept,
+        unstructured=retained(score, select(score, free)) if isinstance(pattern, NM) else kept,
         relative_error=error,
         nonzeros_sha256=nonzeros_digest(weight),
     )
 
 
-def relative_error(weight: Tensor, mask: Tensor, stats: InputStats) -> float:
-    """See :class:`LayerResult`; 0 for a linear whose outputs are all zero."""
-    inputs, weight = stats.sample.float(), weight.float()
-    size = (inputs @ weight.T).norm()
-    lost = (inputs @ weight.masked_fill(mask, 0).T).norm()
+def mend(dense: Tensor, mask: Tensor, stats: InputStats | None, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The recipe's reconstruction of ``dense`` (O, I) under ``mask``: the mask, perhaps moved, and the weights."""
+    if stats is None or stats.gram is None or recipe.reconstruct == "none":
+        return mask, dense * mask
+    gram = damped(stats.gram)
+    match recipe.reconstruct:
+        case "sparsegpt" if recipe.score == "sparsegpt":  # as published: the mask is chosen on the way
+            pruned = sparsegpt(dense, gram, pattern=recipe.target)
+            return pruned != 0, pruned
+        case "sparsegpt":
+            return mask, sparsegpt(dense, gram, mask=mask)
+        case "admm":
+            return admm(dense, mask, gram, recipe.target)
+        case _:
+            return mask, masked_cg(dense, mask, gram)
+
+
+def relative_error(dense: Tensor, pruned: Tensor, stats: InputStats) -> float:
+    """See :class:`LayerResult`: over all inputs where their Gram matrix is known, else over the sample."""
+    if stats.gram is not None:
+        return output_error(pruned, dense, stats.gram)
+    inputs = stats.sample.float()
+    size, lost = (inputs @ dense.T).norm(), (inputs @ (dense - pruned).T).norm()
     return (lost / size).item() if size > 0 else 0.0
 
 

@@ -29,6 +29,7 @@ from secateur.preparation import check_pattern, draw_batches, leave_out_skipped
 from secateur.progress import Progress
 from secateur.recipe import Recipe, choose_device, choose_dtype
 from secateur.runtime.gather import gathered
+from secateur.scores import SCORES
 from secateur.stats import InputStats
 
 # Output errors are measured on about this many input rows of each linear, spread over all samples.
@@ -153,7 +154,8 @@ class _Job:
             if batches:
                 with self.clock("calibrate"):
                     stream = stream or Stream(skeleton, self.blocks, batches, self.progress)
-                    stats = stream.observe(index, stream.tokens, keep_output=index + 1 < len(self.blocks))
+                    more = index + 1 < len(self.blocks)
+                    stats = stream.observe(index, stream.tokens, more, SCORES[self.recipe.score].needs_gram)
             else:
                 self.progress.advance(1)
             with self.clock("order"):
@@ -178,7 +180,7 @@ class _Job:
                 with self.clock("calibrate"):
                     stream = stream or Stream(skeleton, self.blocks, batches, self.progress)
                     stride = max(1, stream.tokens // ERROR_ROWS)
-                    stats = stream.observe(index, stride, keep_output=recipe.one_shot and not last)
+                    stats = stream.observe(index, stride, recipe.one_shot and not last, recipe.needs_gram)
             folds: dict[str, dict[str, float]] = {}
             if orderer is not None:
                 with self.clock("order"):

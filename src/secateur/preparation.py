@@ -13,7 +13,6 @@ from secateur.checkpoint import Source
 from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.recipe import Recipe
-from secateur.scores import SCORES
 from secateur.sparsity import check_fits
 
 # A forward pass takes as many samples at a time as make about this many tokens.
@@ -52,12 +51,12 @@ def check_pattern(blocks: Sequence[Block], recipe: Recipe) -> None:
 
 
 def draw_batches(source: Source, recipe: Recipe, device: torch.device) -> tuple[list[Tensor], dict[str, Any] | None]:
-    """The calibration samples as batches of token ids (B, L), and where they come from; none if no score needs them.
+    """The calibration samples as batches of token ids (B, L), and where they come from; none if nothing needs them.
 
     Raises:
         InputError: when the text cannot be had or is too short, or the samples are too long for the model.
     """
-    if not SCORES[recipe.score].needs_inputs:
+    if not recipe.needs_inputs:
         return [], None
     longest = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and recipe.length > longest:

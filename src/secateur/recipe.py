@@ -17,6 +17,7 @@ from secateur.scores import SCORES
 from secateur.sparsity import NM, Pattern, Scope, Unstructured, parse_nm
 
 Fold = Literal["exact", "gather", "none"]
+Reconstruct = Literal["none", "sparsegpt", "cg", "admm"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,7 +30,7 @@ class Recipe:
         InputError: when it is built with values that make no sense.
     """
 
-    score: Literal["magnitude", "wanda", "ri", "ria", "activation", "ri-input", "ri-output"] = "ria"
+    score: Literal["magnitude", "wanda", "ri", "ria", "sparsegpt", "activation", "ri-input", "ri-output"] = "ria"
     """Importance of a weight."""
 
     alpha: float = 0.5
@@ -46,6 +47,10 @@ class Recipe:
 
     permute: Method = "lsa"
     """Search for an order of the channels under which an N:M pattern retains more of the score."""
+
+    reconstruct: Reconstruct = "none"
+    """Change the kept weights to make up for the others: SparseGPT's sweep (with the score sparsegpt it
+    chooses the mask as it goes), conjugate gradient (cg), or ADMM, which also moves the mask."""
 
     fold: Fold = "exact"
     """Orders allowed: those that a plain checkpoint can have (exact), also one before every reader, which
@@ -107,6 +112,16 @@ class Recipe:
         """Whether channels are put in another order at all: unstructured sparsity has no use for it."""
         return isinstance(self.target, NM) and self.permute != "none"
 
+    @property
+    def needs_gram(self) -> bool:
+        """Whether the Gram matrices of the inputs are needed."""
+        return self.reconstruct != "none" or SCORES[self.score].needs_gram
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether there is anything to calibrate for."""
+        return self.reconstruct != "none" or SCORES[self.score].needs_inputs
+
     def skips(self, layer: str) -> bool:
         """Whether the linear of this full name is to be left dense."""
         return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.skip)
@@ -116,7 +131,8 @@ class Recipe:
         target = self.target
         scoped = isinstance(target, Unstructured) and target.scope != SCORES[self.score].scope
         ordered = f" {self.permute} {self.fold}" if self.orders_channels else ""
-        return f"{self.score} {target}" + (f" per {self.scope}" if scoped else "") + ordered
+        repaired = f" +{self.reconstruct}" if self.reconstruct != "none" else ""
+        return f"{self.score} {target}" + (f" per {self.scope}" if scoped else "") + ordered + repaired
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in a YAML file."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from secateur.errors import InputError
+from secateur.reconstruct import damped
+from secateur.reconstruct.sparsegpt import importance
 from secateur.sparsity import Scope
 from secateur.stats import InputStats
 
@@ -51,6 +53,15 @@ def ria(weight: Tensor, stats: InputStats, alpha: float = 0.5) -> Tensor:
     return relative_importance(weight) * stats.norm**alpha
 
 
+def sparsegpt(weight: Tensor, stats: InputStats) -> Tensor:
+    """w² / [G⁻¹]_jj² with the damped Gram matrix G of the inputs: SparseGPT's, before any weight is removed.
+
+    Needs ``stats.gram``. Channels that never had an input score 0, as there.
+    """
+    assert stats.gram is not None
+    return importance(weight.float(), damped(stats.gram)) * (stats.square_sum > 0)
+
+
 def activation(weight: Tensor, stats: InputStats) -> Tensor:
     """‖X_j‖ alone, the same for every weight of an input channel (RIA, Table 2); 0 where the weight is 0."""
     return stats.norm * (weight != 0)
@@ -70,12 +81,14 @@ class Score:
         scope: what its authors compare for unstructured sparsity: weights of a row, or of the matrix.
         needs_inputs: whether it reads activations; without, pruning needs no calibration.
         about: one line for people.
+        needs_gram: whether it reads the Gram matrix of the inputs.
     """
 
     function: Callable[..., Tensor]
     scope: Scope
     needs_inputs: bool
     about: str
+    needs_gram: bool = False
 
 
 SCORES: dict[str, Score] = {
@@ -83,6 +96,7 @@ SCORES: dict[str, Score] = {
     "wanda": Score(lambda w, x, a: wanda(w, x), "row", True, "|W|·‖X‖"),
     "ri": Score(lambda w, x, a: relative_importance(w), "matrix", False, "|W| over its column plus |W| over its row"),
     "ria": Score(lambda w, x, a: ria(w, x, a), "matrix", True, "RI·‖X‖^alpha"),
+    "sparsegpt": Score(lambda w, x, a: sparsegpt(w, x), "matrix", True, "w² over the diagonal of G⁻¹, squared", True),
     "activation": Score(lambda w, x, a: activation(w, x), "matrix", True, "‖X‖ alone"),
     "ri-input": Score(lambda w, x, a: relative_to_input(w), "matrix", False, "|W| over its input channel alone"),
     "ri-output": Score(lambda w, x, a: relative_to_output(w), "matrix", False, "|W| over its output channel alone"),

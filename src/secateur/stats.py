@@ -11,13 +11,15 @@ class InputStats:
         tokens: number of tokens seen.
         square_sum: ``(I,)`` float64, Σ x² per channel. A batch is summed in float32, batches in float64.
         rows: every ``stride``-th input row as seen, for measuring output errors; see :meth:`sample`.
+        gram: Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for.
     """
 
-    def __init__(self, features: int, stride: int = 1, device: torch.device | str = "cpu") -> None:
+    def __init__(self, features: int, stride: int = 1, device: torch.device | str = "cpu", gram: bool = False) -> None:
         self.tokens = 0
         self.square_sum = torch.zeros(features, dtype=torch.float64, device=device)
         self.stride = stride
         self.rows: list[Tensor] = []
+        self.gram = torch.zeros(features, features, device=device) if gram else None
 
     def update(self, inputs: Tensor) -> None:
         """Add ``inputs`` of shape ``(..., I)``, any floating dtype."""
@@ -26,6 +28,8 @@ class InputStats:
         # Rows are counted from the first token of all, so that the size of a batch does not matter.
         self.rows.append(x[-self.tokens % self.stride :: self.stride].clone())
         self.tokens += x.shape[0]
+        if self.gram is not None:
+            self.gram.addmm_(x.float().T, x.float())
 
     def select(self, order: Tensor) -> "InputStats":
         """The statistics of the same inputs with their channels in another order, int64 ``(I,)``."""
@@ -33,6 +37,7 @@ class InputStats:
         chosen.tokens = self.tokens
         chosen.square_sum = self.square_sum[order]
         chosen.rows = [rows[:, order] for rows in self.rows]
+        chosen.gram = self.gram[order][:, order] if self.gram is not None else None
         return chosen
 
     def merge(self, other: "InputStats") -> None:
@@ -40,6 +45,8 @@ class InputStats:
         self.tokens += other.tokens
         self.square_sum += other.square_sum
         self.rows += other.rows
+        if self.gram is not None and other.gram is not None:
+            self.gram += other.gram
 
     @property
     def norm(self) -> Tensor:

@@ -42,7 +42,9 @@ class Stream:
         self.tokens = sum(batch.numel() for batch in batches)
         self.hidden, self._calls = _record(model, blocks, batches)
 
-    def observe(self, index: int, stride: int = 1, keep_output: bool = False) -> dict[str, InputStats]:
+    def observe(
+        self, index: int, stride: int = 1, keep_output: bool = False, gram: bool = False
+    ) -> dict[str, InputStats]:
         """Statistics of what enters the linears of block ``index``, by their names in the block.
 
         Linears that read at the same place share one :class:`InputStats`, gathered once.
@@ -51,9 +53,10 @@ class Stream:
             stride: keep every ``stride``-th input row as a sample.
             keep_output: move the hidden states on through the block in the same pass. Without, the pass
                 ends as soon as every linear has seen its input: nobody reads the last one's output.
+            gram: gather Gram matrices as well.
         """
         block = self.blocks[index]
-        with _watching(block, stride, stop_early=not keep_output) as stats:
+        with _watching(block, stride, gram, stop_early=not keep_output) as stats:
             for i in range(len(self.hidden)):
                 try:
                     output = self._run(index, i)
@@ -83,7 +86,7 @@ class _StopForward(Exception):
 
 
 @contextmanager
-def _watching(block: Block, stride: int, stop_early: bool) -> Iterator[dict[str, InputStats]]:
+def _watching(block: Block, stride: int, gram: bool, stop_early: bool) -> Iterator[dict[str, InputStats]]:
     """While open, the linears of ``block`` add their inputs to the statistics yielded."""
     stats: dict[str, InputStats] = {}
     seen: set[str] = set()
@@ -102,7 +105,8 @@ def _watching(block: Block, stride: int, stop_early: bool) -> Iterator[dict[str,
     handles = []
     for group in reader_groups(block.linears):
         weight = block.weight(group[0])
-        stats |= dict.fromkeys((linear.name for linear in group), InputStats(weight.shape[1], stride, weight.device))
+        shared = InputStats(weight.shape[1], stride, weight.device, gram)
+        stats |= dict.fromkeys((linear.name for linear in group), shared)
         for linear in group:
             hook = hook_of(linear, gathers=linear is group[0])
             handles.append(block.module.get_submodule(linear.name).register_forward_pre_hook(hook))

@@ -1,0 +1,38 @@
+"""The best weights for a given mask, by preconditioned conjugate gradient on the layer's exact objective."""
+
+import torch
+from torch import Tensor
+
+
+def masked_cg(dense: Tensor, mask: Tensor, gram: Tensor, start: Tensor | None = None, steps: int = 10) -> Tensor:
+    """Minimise tr((dense − W) G (dense − W)ᵀ) over the W that are zero outside ``mask``.
+
+    The rows of W are independent least-squares problems with one G: each has step lengths of its own, and
+    one step of all of them is one matrix product. Preconditioned by the diagonal of G. The error never
+    rises from one step to the next.
+
+    Args:
+        dense: ``(O, I)`` float32.
+        mask: bool ``(O, I)``.
+        gram: positive definite ``(I, I)`` float32: see :func:`secateur.reconstruct.gram.damped`.
+        start: where to begin, ``(O, I)``; the masked dense weight by default.
+        steps: each is one matrix product ``(O, I) @ (I, I)``; as many as I reach the optimum exactly.
+
+    Returns:
+        ``(O, I)`` float32, exactly zero outside the mask.
+    """
+    weight = (dense if start is None else start) * mask
+    scale = gram.diagonal().reciprocal()
+    residual = ((dense - weight) @ gram) * mask
+    direction = preconditioned = residual * scale
+    size = (residual * preconditioned).sum(1, keepdim=True)
+    for _ in range(steps):
+        image = (direction @ gram) * mask
+        curvature = (direction * image).sum(1, keepdim=True)
+        step = torch.where(curvature > 0, size / curvature, 0)  # rows that have arrived stay
+        weight = weight + step * direction
+        residual = residual - step * image
+        preconditioned = residual * scale
+        before, size = size, (residual * preconditioned).sum(1, keepdim=True)
+        direction = preconditioned + torch.where(before > 0, size / before, 0) * direction
+    return weight

@@ -1,0 +1,127 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from secateur.reconstruct import admm, damped, masked_cg, output_error, sparsegpt
+from secateur.reconstruct.sparsegpt import inverse_factor
+from secateur.sparsity import NM, Unstructured, obeys, select
+
+
+def case(rows=12, columns=32, tokens=200, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=draw)
+    mixing = torch.randn(columns, columns, generator=draw) * 0.3 + torch.eye(columns)
+    inputs = torch.randn(tokens, columns, generator=draw) @ mixing
+    return weight, inputs, damped(inputs.T @ inputs)
+
+
+def published_sparsegpt(weight, gram, mask):
+    """Algorithm 1 in float64, a column at a time with no blocks, the inverse recomputed for what is left."""
+    weight, gram = weight.double().numpy().copy(), gram.double().numpy()
+    for j in range(weight.shape[1]):
+        inverse = np.linalg.inv(gram[j:, j:])
+        removed = np.where(mask[:, j].numpy(), 0, weight[:, j])
+        weight[:, j:] -= np.outer(removed / inverse[0, 0], inverse[0])
+    return torch.from_numpy(weight) * mask
+
+
+@pytest.mark.parametrize("columns", [32, 300])
+def test_sparsegpt_is_the_published_algorithm(columns):
+    weight, _, gram = case(columns=columns, tokens=600)
+    mask = select(weight.abs(), NM(2, 4))
+    ours = sparsegpt(weight, gram, mask=mask)
+    torch.testing.assert_close(ours.double(), published_sparsegpt(weight, gram, mask), atol=2e-4, rtol=1e-3)
+
+
+def published_own_mask(weight, gram, kept, group):
+    """N:M masks chosen group by group from the weights as they are by then."""
+    work, mask = weight.double().numpy().copy(), np.zeros(weight.shape, dtype=bool)
+    gram = gram.double().numpy()
+    for j in range(work.shape[1]):
+        inverse = np.linalg.inv(gram[j:, j:])
+        if j % group == 0:
+            # the diagonal of the factor for the columns ahead: what is left when those before them are gone
+            pivots = [np.linalg.inv(gram[k:, k:])[0, 0] for k in range(j, j + group)]
+            score = work[:, j : j + group] ** 2 / np.array(pivots)
+            order = np.argsort(-score, axis=1, kind="stable")[:, :kept]
+            np.put_along_axis(mask[:, j : j + group], order, True, axis=1)
+        removed = np.where(mask[:, j], 0, work[:, j])
+        work[:, j:] -= np.outer(removed / inverse[0, 0], inverse[0])
+    return torch.from_numpy(work * mask)
+
+
+def test_sparsegpt_chooses_the_published_mask():
+    weight, _, gram = case()
+    ours = sparsegpt(weight, gram, pattern=NM(2, 4))
+    torch.testing.assert_close(ours.double(), published_own_mask(weight, gram, 2, 4), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(3, 6), Unstructured(0.5), Unstructured(0.6, "row")], ids=str)
+def test_sparsegpt_obeys_its_pattern_over_several_blocks(pattern):
+    weight, _, gram = case(columns=300, tokens=600)
+    weight = sparsegpt(weight, gram, pattern=pattern)
+    assert (weight == 0).float().mean().item() == pytest.approx(pattern.sparsity, abs=0.01)
+    if isinstance(pattern, NM):
+        assert obeys(weight, pattern)
+
+
+def test_the_factor_is_that_of_the_inverse():
+    _, _, gram = case()
+    factor = inverse_factor(gram)
+    torch.testing.assert_close(factor.T @ factor @ gram, torch.eye(32), atol=1e-4, rtol=0)
+    assert torch.equal(factor, factor.triu())
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), Unstructured(0.7)], ids=str)
+def test_cg_reaches_the_least_squares_optimum(pattern):
+    weight, inputs, _ = case()
+    gram = inputs.T @ inputs
+    mask = select(weight.abs(), pattern)
+    found = masked_cg(weight, mask, gram, steps=64)
+    assert (found[~mask] == 0).all()
+    for row, kept, target in zip(found, mask, weight @ inputs.T, strict=True):
+        best = torch.linalg.lstsq(inputs[:, kept].double(), target.double()).solution
+        torch.testing.assert_close(row[kept].double(), best, atol=1e-3, rtol=1e-3)
+
+
+def test_no_cg_step_raises_the_error():
+    weight, _, gram = case(tokens=20)  # fewer tokens than channels
+    mask = select(weight.abs(), NM(2, 4))
+    errors = [output_error(masked_cg(weight, mask, gram, steps=n), weight, gram) for n in range(12)]
+    assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(errors))
+    assert errors[-1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(4, 8), Unstructured(0.5)], ids=str)
+def test_admm_never_ends_worse_than_its_start(pattern):
+    better = 0
+    for seed in range(4):
+        weight, _, gram = case(seed=seed)
+        mask = select(weight.abs() * gram.diagonal().sqrt(), pattern)
+        found, moved = admm(weight, mask, gram, pattern)
+        assert obeys(found, pattern)
+        assert (moved[~found] == 0).all()
+        start, end = (output_error(w, weight, gram) for w in (masked_cg(weight, mask, gram), moved))
+        assert end <= start
+        better += end < 0.99 * start
+    assert better >= 2
+
+
+def test_dead_channels_and_no_tokens_at_all():
+    weight, inputs, _ = case()
+    inputs[:, 3] = 0
+    mask = select(weight.abs(), NM(2, 4))
+    for gram in (damped(inputs.T @ inputs), damped(torch.zeros(32, 32))):
+        for found in (sparsegpt(weight, gram, mask=mask), masked_cg(weight, mask, gram)):
+            assert found.isfinite().all()
+        assert admm(weight, mask, gram, NM(2, 4))[1].isfinite().all()
+    torch.testing.assert_close(masked_cg(weight, mask, damped(torch.zeros(32, 32))), weight * mask)
+
+
+def test_output_error_is_that_of_the_outputs():
+    weight, inputs, _ = case()
+    pruned = weight * select(weight.abs(), NM(2, 4))
+    expected = (inputs @ (weight - pruned).T).norm() / (inputs @ weight.T).norm()
+    assert output_error(pruned, weight, inputs.T @ inputs) == pytest.approx(expected.item(), rel=1e-5)
