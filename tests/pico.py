@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     GPTNeoXConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -42,9 +43,12 @@ KNOWN = {
     "qwen2": lambda: _sized(Qwen2Config, num_key_value_heads=2),
     "qwen3": lambda: _sized(Qwen3Config, num_key_value_heads=2, head_dim=8),
 }
-# Decoders that it walks: one that calls its blocks by keyword, one whose blocks return tuples.
+# Decoders that it walks: one that calls its blocks by keyword, one whose blocks differ, one whose blocks return tuples.
 WALKED = {
     "gpt-neox": lambda: _sized(GPTNeoXConfig),
+    "lfm2": lambda: _sized(
+        Lfm2Config, num_key_value_heads=2, block_multiple_of=8, layer_types=["conv", "full_attention", "conv"]
+    ),
     "bloom": lambda: BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=3, n_head=4),
 }
 ALL = KNOWN | WALKED

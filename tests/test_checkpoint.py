@@ -3,11 +3,12 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from secateur.checkpoint import INDEX, Source, Writer, load_into, local_folder
 from secateur.errors import InputError
+from secateur.runtime.loading import load
 from tests import pico
 
 
@@ -70,6 +71,7 @@ def test_force_does_not_replace_what_is_no_model(folder, tmp_path):
 
 @pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "sub/x.safetensors", ".."])
 def test_an_index_does_not_lead_outside(folder, file):
+    (folder / "model.safetensors").unlink()
     (folder / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": file}}))
     with pytest.raises(InputError, match="not the name of a .safetensors file"):
         Source(folder)
@@ -77,12 +79,14 @@ def test_an_index_does_not_lead_outside(folder, file):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}'])
 def test_a_damaged_index_is_refused(folder, content):
+    (folder / "model.safetensors").unlink()
     (folder / INDEX).write_text(content)
     with pytest.raises(InputError, match="damaged"):
         Source(folder)
 
 
 def test_a_missing_shard_is_named(folder):
+    (folder / "model.safetensors").unlink()
     (folder / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": "model-7.safetensors"}}))
     with pytest.raises(InputError, match=r"lacks model-7\.safetensors"):
         Source(folder)
@@ -97,10 +101,53 @@ def test_a_cut_off_file_is_refused(folder):
 
 def test_pickles_are_never_read(folder):
     path = folder / "model.safetensors"
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(load_file(path)))
+    state = load_file(path)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(state))
     path.unlink()
     with pytest.raises(InputError, match="pickled weights"):
         Source(folder)
+    save_file({"unrelated": torch.ones(1)}, path, metadata={"format": "pt"})
+    with pytest.raises(InputError), local_folder(str(folder)):
+        pass
+
+
+def test_stray_weights_are_not_the_models(folder):
+    stray = {name: torch.ones_like(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(stray, folder / "model_old.safetensors")
+    tensor = Source(folder).read(["model.norm.weight"])["model.norm.weight"]
+    assert torch.equal(tensor, load_file(folder / "model.safetensors")["model.norm.weight"])
+
+
+def test_quantized_models_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(InputError, match=r"is quantized \(fp8\)"):
+        Source(folder)
+
+
+def test_remote_code_is_not_run_and_not_asked_about(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(InputError, match=r"config\.json"):
+        Source(folder)
+
+
+def test_missing_weights_are_not_made_up(tmp_path):
+    folder = pico.save("llama-mha", tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    del state["lm_head.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks weights of its model.*lm_head"):
+        load(folder)
+
+
+def test_a_folder_without_tokenizer_is_refused(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        Source(folder).tokenizer()
 
 
 def test_no_model_there():
@@ -136,8 +183,6 @@ def test_only_safe_files_are_copied(folder, tmp_path):
 
 def test_an_older_layout_is_brought_up_to_date(folder):
     path = folder / "model.safetensors"
-    from safetensors.torch import save_file
-
     old = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
     save_file(old, path, metadata={"format": "pt"})
     assert not Source(folder).fits_model()

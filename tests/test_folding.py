@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import secateur
@@ -123,15 +123,31 @@ def test_every_order_retains_more_than_none(tmp_path, recipe):
     dense = pico.save("llama-gqa-tied", tmp_path / "dense")
     kept = {}
     for fold in ("exact", "gather", "none"):
-        manifest = secateur.prune(dense, tmp_path / fold, replace(recipe, fold=fold, one_shot=True, compare_folds=True))
+        setting = replace(recipe, fold=fold, one_shot=True, compare_folds=fold != "none")
+        manifest = secateur.prune(dense, tmp_path / fold, setting)
         kept[fold] = sum(layer["retained"] for layer in manifest["layers"])
         assert all(layer["retained"] < layer["unstructured"] < 1 for layer in manifest["layers"])
         if fold == "exact":
             (layer,) = [x for x in manifest["layers"] if x["name"] == "model.layers.1.mlp.up_proj"]
             assert set(layer["folds"]) == {"exact", "gather", "none", "unordered"}
-            assert layer["folds"]["none"] > layer["folds"]["unordered"]
+            unordered = {x["name"]: x["folds"]["unordered"] for x in manifest["layers"]}
     manifest = secateur.prune(dense, tmp_path / "plain", replace(recipe, permute="none", one_shot=True))
     assert sum(layer["retained"] for layer in manifest["layers"]) < kept["exact"] < kept["none"]
+    assert {x["name"]: pytest.approx(x["retained"]) for x in manifest["layers"]} == unordered
+
+
+def test_verify_sees_a_changed_reconstructed_weight(tmp_path, recipe):
+    dense = pico.save("llama-mha", tmp_path / "dense")
+    secateur.prune(dense, tmp_path / "out", replace(recipe, reconstruct="cg"))
+    assert secateur.verify(tmp_path / "out", dense).passed
+    path = tmp_path / "out" / "model-00003-of-00004.safetensors"
+    state = load_file(path)
+    state["model.layers.1.mlp.down_proj.weight"] *= -3
+    save_file(state, path, metadata={"format": "pt"})
+    assert set(secateur.verify(tmp_path / "out", dense).failures) == {"bytes"}
+    (tmp_path / "out" / "secateur.json").write_text("{")
+    with pytest.raises(secateur.InputError, match="damaged"):
+        secateur.verify(tmp_path / "out")
 
 
 @pytest.mark.parametrize("reconstruct", ["sparsegpt", "cg", "admm"])
@@ -182,22 +198,20 @@ print("fine")
 
 
 def test_verify_sees_a_changed_weight(tmp_path, recipe):
-    from safetensors.torch import save_file
-
     dense = pico.save("llama-mha", tmp_path / "dense")
     secateur.prune(dense, tmp_path / "out", recipe)
     path = tmp_path / "out" / "model-00003-of-00004.safetensors"
     state = load_file(path)
     weight = state["model.layers.1.mlp.down_proj.weight"]
     place = tuple((weight == 0).nonzero()[0])
-    for value, failed in ((1.0, {"pattern", "zeros"}), (0.0, set())):
+    for value, failed in ((1.0, {"pattern", "zeros", "bytes"}), (0.0, set())):
         weight[place] = value
         save_file(state, path, metadata={"format": "pt"})
         assert set(secateur.verify(tmp_path / "out").failures) == failed
     other = tuple((weight != 0).nonzero()[0])
     weight[other] += 1
     save_file(state, path, metadata={"format": "pt"})
-    assert set(secateur.verify(tmp_path / "out").failures) == set()
+    assert set(secateur.verify(tmp_path / "out").failures) == {"bytes"}
     assert "weights" in secateur.verify(tmp_path / "out", dense).failures
 
 

@@ -42,6 +42,10 @@ def test_the_published_scope_is_the_default():
         ("sparsity: 0.5\npattern: 2:4", "not both"),
         ("alpha: -1", "negative"),
         ("samples: 0", "too few"),
+        ("pattern: 4", "Expected `str"),
+        ("pattern: 2:4\nscope: row", "no meaning"),
+        ("fold: gather", "this recipe has none"),
+        ("compare_folds: true", "--compare-folds needs"),
     ],
 )
 def test_bad_recipes_are_refused(tmp_path, text, message):
@@ -69,8 +73,8 @@ def test_auto_dtype():
 
 
 def test_bad_devices_are_refused():
-    with pytest.raises(InputError, match="unknown"):
+    with pytest.raises(InputError, match="cannot be used here"):
         choose_device("gpu5")
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="no GPU"):
+        with pytest.raises(InputError, match="cannot be used here"):
             choose_device("cuda")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from secateur.reconstruct import admm, damped, masked_cg, output_error, sparsegpt
-from secateur.reconstruct.sparsegpt import inverse_factor
+from secateur.reconstruct.sparsegpt import importance, inverse_factor
 from secateur.sparsity import NM, Unstructured, obeys, select
 
 
@@ -65,6 +65,23 @@ def test_sparsegpt_obeys_its_pattern_over_several_blocks(pattern):
     assert (weight == 0).float().mean().item() == pytest.approx(pattern.sparsity, abs=0.01)
     if isinstance(pattern, NM):
         assert obeys(weight, pattern)
+
+
+@pytest.mark.parametrize("scope", ["row", "matrix"])
+@pytest.mark.parametrize("sparsity", [0.3, 0.997])
+def test_sparsegpt_removes_exactly_what_was_asked(scope, sparsity):
+    weight, _, gram = case(columns=300, tokens=600)
+    pattern = Unstructured(sparsity, scope)
+    pruned = sparsegpt(weight, gram, pattern=pattern)
+    assert obeys(pruned, pattern)
+    zeros = (pruned == 0).sum(1) if scope == "row" else (pruned == 0).sum()
+    assert (zeros == round(sparsity * (300 if scope == "row" else 3600))).all()
+
+
+def test_with_channels_apart_the_score_is_that_of_wanda_squared():
+    weight, _, _ = case()
+    norms = torch.rand(32) + 0.5
+    torch.testing.assert_close(importance(weight, torch.diag(norms**2)), (weight * norms) ** 2)
 
 
 def test_the_factor_is_that_of_the_inverse():

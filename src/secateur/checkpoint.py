@@ -19,7 +19,14 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from secateur.errors import InputError
 
@@ -27,7 +34,7 @@ MANIFEST = "secateur.json"
 ORDERS = "secateur-orders.safetensors"
 # What the config of a folder calls its model type when the model needs orders that transformers does not know.
 GATHER_TYPE = "secateur-gather"
-INDEX = "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # What a model folder is made of besides weights; anything else (pickles, code) stays behind.
 _COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*")
@@ -60,7 +67,10 @@ def local_folder(model: str, scratch: Path | None = None) -> Iterator[Path]:
         converted = Path(name)
         convert(folder, converted, gguf_file)
         if not Source(converted).fits_model():
-            raise InputError(f"{model}: its tensors are not named as the parameters of the model, and cannot be used")
+            raise InputError(
+                f"{model} keeps its weights in a layout that is not supported: transformers stores them otherwise than "
+                "it holds them (stacked experts, for instance)"
+            )
         yield converted
 
 
@@ -69,7 +79,7 @@ def _download(model: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=[*_COMPANIONS, "*.safetensors"]))
+        return Path(snapshot_download(model, allow_patterns=[*_COMPANIONS, "model*.safetensors"]))
     except HFValidationError:
         raise InputError(f"there is no folder or file {model}, and it cannot be a hub name") from None
     except Exception as error:  # the hub's client raises whatever its transport raises
@@ -88,16 +98,31 @@ def convert(folder: Path, to: Path, gguf_file: str | None = None) -> None:
     """
     where = {"gguf_file": gguf_file} if gguf_file else {}
     as_floats = {"quantization_config": GgufConfig(dequantize=True)} if gguf_file else {}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **where, **as_floats)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        raise InputError(f"{folder / gguf_file if gguf_file else folder} cannot be loaded: {error}") from error
+    model = load_whole(folder, dtype="auto", **where, **as_floats)
+    with _named(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
     model.hf_quantizer = None  # a model that came from GGUF still counts as quantized, and would not be saved
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(to)
     tokenizer.save_pretrained(to)
+
+
+def load_whole(folder: Path, **options: Any) -> PreTrainedModel:
+    """What transformers makes of a model folder: from safetensors only, with no code from it, and no weight made up.
+
+    Args:
+        options: further ones of ``from_pretrained``.
+
+    Raises:
+        InputError: when it cannot be loaded, or lacks weights.
+    """
+    options = {"trust_remote_code": False, "use_safetensors": "gguf_file" not in options or None} | options
+    with _named(folder / options.get("gguf_file", "")):
+        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    if absent := sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}):
+        raise InputError(f"{folder} lacks weights of its model, or has them in another shape: {', '.join(absent[:3])}")
+    return model
 
 
 # ---------------------------------------------------------------- reading
@@ -121,21 +146,30 @@ class Source:
             written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self.gathers = written.get("model_type") == GATHER_TYPE
             base = written.get("base")
-            self.config = AutoConfig.for_model(**base) if self.gathers else AutoConfig.from_pretrained(folder)
+            self.config = (
+                AutoConfig.for_model(**base)
+                if self.gathers
+                else AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            )
         except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        if quantization := getattr(self.config, "quantization_config", None):
+            kind = dict(quantization).get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+            raise InputError(
+                f"{folder} is quantized ({kind}): give the original model, in float32, bfloat16 or float16"
+            )
         self.files = self._index()
 
     def _index(self) -> dict[str, Path]:
+        # As transformers looks for them: whatever else lies in the folder is not this model's.
+        if (self.folder / WEIGHTS).is_file():
+            return dict.fromkeys(_keys(self.folder / WEIGHTS), self.folder / WEIGHTS)
         if (self.folder / INDEX).is_file():
             return self._from_index(self.folder / INDEX)
-        shards = sorted(self.folder.glob("*.safetensors"))
-        if not shards:
-            raise InputError(
-                f"{self.folder} holds no .safetensors file; pickled weights (.bin, .pt) are not read: "
-                "convert them with save_pretrained first"
-            )
-        return {name: shard for shard in shards for name in _keys(shard)}
+        raise InputError(
+            f"{self.folder} holds neither {WEIGHTS} nor {INDEX}; pickled weights (.bin, .pt) are not read: "
+            "convert them with save_pretrained first"
+        )
 
     def _from_index(self, index: Path) -> dict[str, Path]:
         try:
@@ -175,11 +209,20 @@ class Source:
         return tensors
 
     def skeleton(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
-        """The model without its weights: parameters on the meta device, buffers on ``device``, in eval mode."""
-        with torch.device(device), init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+        """The model without its weights: parameters on the meta device, buffers on ``device``, in eval mode.
+
+        Raises:
+            InputError: when transformers has no model of this config by itself.
+        """
+        with _named(self.folder), torch.device(device), init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(self.config, dtype=dtype, trust_remote_code=False)
         model.eval()
         return model
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer; raises :class:`InputError` when the folder has none."""
+        with _named(self.folder):
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
 
     def fits_model(self) -> bool:
         """Whether the tensors are named as today's model names them, its output head excepted.
@@ -191,6 +234,15 @@ class Source:
         free = {id(p) for p in head.parameters()} if head is not None else set()
         expected = {name for name, p in model.named_parameters() if id(p) not in free}
         return expected <= set(self.files)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Turn what transformers raises into an :class:`InputError` that names the folder."""
+    try:
+        yield
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise InputError(f"{folder} cannot be loaded: {error}") from error
 
 
 def _keys(shard: Path) -> list[str]:

@@ -163,7 +163,7 @@ def run_demo(*, out: Path | None = None, json: Json = False, quiet: Quiet = Fals
     Parameters
     ----------
     out
-        Keep the models in this folder.
+        Keep the models in this new folder.
     """
     results = demo.run(out, _progress(quiet))
     if json:
@@ -206,5 +206,5 @@ def main(tokens: Sequence[str] | None = None) -> None:
         console.err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
-        console.err.print("interrupted; nothing was written")
+        console.err.print("interrupted")
         sys.exit(INTERRUPTED)

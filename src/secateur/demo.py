@@ -29,20 +29,21 @@ def run(out: Path | None = None, progress: Progress | None = None) -> list[Perpl
     Calibrates on the demo's news and evaluates on the first windows of its Wikipedia pages.
 
     Args:
-        out: keep the models in this folder; by default each is deleted once it is measured.
+        out: keep the models in this new folder; by default each is deleted once it is measured.
     Raises:
         InputError: when the wheels with the model and the texts are not installed.
     """
     gguf = find_model()
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; give another --out")
     progress = progress or Progress()
     with nullcontext(str(out)) if out else tempfile.TemporaryDirectory(prefix="secateur-demo-") as home:
         dense = Path(home) / "dense"
-        if not dense.exists():
-            convert(gguf.parent, dense, gguf_file=gguf.name)
+        convert(gguf.parent, dense, gguf_file=gguf.name)
         results = [_measure("dense", dense, progress)]
         for recipe in RECIPES:
             pruned = Path(home) / f"{recipe.score}-{recipe.pattern or recipe.sparsity}".replace(":", "of")
-            prune(dense, pruned, recipe, force=True, progress=progress)
+            prune(dense, pruned, recipe, progress=progress)
             results.append(_measure(recipe.summary(), pruned, progress))
             if out is None:
                 shutil.rmtree(pruned)

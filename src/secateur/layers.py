@@ -28,6 +28,7 @@ class LayerResult:
         relative_error: ‖X(W − W′)ᵀ‖ / ‖XWᵀ‖ in the Frobenius norm, over its calibration inputs X or a sample
             of them; None when there were none.
         nonzeros_sha256: of where its weights are not zero, as bytes 0 and 1, row by row.
+        weight_sha256: of its weights' bytes as stored.
         folds: with ``compare_folds``, the share that other orders would hold, by the name of the fold mode,
             and ``unordered``.
     """
@@ -39,6 +40,7 @@ class LayerResult:
     unstructured: float
     relative_error: float | None
     nonzeros_sha256: str
+    weight_sha256: str
     folds: dict[str, float] = field(default_factory=dict)
 
 
@@ -78,6 +80,7 @@ def prune_linear(
         unstructured=retained(score, select(score, free)) if isinstance(pattern, NM) else kept,
         relative_error=error,
         nonzeros_sha256=nonzeros_digest(weight),
+        weight_sha256=bytes_digest(weight),
     )
 
 
@@ -110,6 +113,11 @@ def relative_error(dense: Tensor, pruned: Tensor, stats: InputStats) -> float:
 def nonzeros_digest(weight: Tensor) -> str:
     """SHA-256 of where ``weight`` is not zero."""
     return digest((weight != 0).cpu())
+
+
+def bytes_digest(weight: Tensor) -> str:
+    """SHA-256 of the bytes of ``weight`` as it is stored."""
+    return digest(weight.contiguous().view(torch.uint8))
 
 
 def share_kept(score: Tensor, pattern: NM) -> float:

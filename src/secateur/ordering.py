@@ -13,7 +13,7 @@ from torch import Tensor
 from secateur.layers import score_of, share_kept
 from secateur.models.blocks import Block
 from secateur.models.families import Family, reader_groups
-from secateur.models.fold import by_head, fold_block, join_heads, spread_to_queries
+from secateur.models.fold import by_head, fold_block, inverse, join_heads, spread_to_queries
 from secateur.permute import find_order
 from secateur.recipe import Recipe
 from secateur.runtime.gather import ORDER
@@ -133,10 +133,12 @@ class Orderer:
         shares: dict[str, dict[str, float]] = {}
         for group in reader_groups(block.linears):
             scores = {linear.name: self.score(block, linear.name, tensors, stats) for linear in group}
+            shared = self.orders.get(group[0].reads or "")
             for name, score in scores.items():
                 alone = self.search(score).to(self.device)
+                unordered = score if shared is None else score[:, inverse(shared).to(self.device)]
                 shares[name] = {
-                    "unordered": share_kept(score, self.pattern),
+                    "unordered": share_kept(unordered, self.pattern),
                     "none": share_kept(score[:, alone], self.pattern),
                 }
             if group[0].reads in self._spaces("model"):

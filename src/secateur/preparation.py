@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from secateur import data
 from secateur.checkpoint import Source
@@ -62,8 +61,7 @@ def draw_batches(source: Source, recipe: Recipe, device: torch.device) -> tuple[
     if longest is not None and recipe.length > longest:
         raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
     text = data.load_text(recipe.calibration, "calibration", recipe.samples * recipe.length)
-    tokenizer = AutoTokenizer.from_pretrained(source.folder)
-    samples = data.calibration_samples(text, tokenizer, recipe.samples, recipe.length, recipe.seed)
+    samples = data.calibration_samples(text, source.tokenizer(), recipe.samples, recipe.length, recipe.seed)
     origin = {
         "source": recipe.calibration,
         "samples": recipe.samples,

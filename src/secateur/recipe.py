@@ -95,6 +95,14 @@ class Recipe:
             raise InputError(f"give a sparsity ({self.sparsity}) or a pattern ({self.pattern}), not both")
         if self.samples < 1 or self.length < 2:
             raise InputError(f"{self.samples} samples of {self.length} tokens are too few to calibrate on")
+        if self.scope is not None and self.pattern is not None:
+            raise InputError(f"--scope {self.scope} has no meaning for a pattern: weights of a group compete")
+        if self.fold == "gather" and not self.orders_channels:
+            raise InputError(
+                "--fold gather is about orders of channels, and this recipe has none (--pattern, --permute)"
+            )
+        if self.compare_folds and (self.fold == "none" or not self.orders_channels):
+            raise InputError("--compare-folds needs a --pattern, a --permute, and --fold exact or gather")
         if self.communities < 1:
             raise InputError(f"{self.communities} communities are too few")
         _ = self.target  # refuses a pattern or sparsity that makes no sense
@@ -165,7 +173,9 @@ class Recipe:
             raise InputError(
                 f"{where} has an unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
-        if isinstance(data.get("pattern"), int):  # YAML 1.1 takes a bare 2:4 for a number in base 60
+        if (
+            isinstance(data.get("pattern"), int) and data["pattern"] >= 60
+        ):  # YAML 1.1 takes a bare 2:4 for a number in base 60
             data["pattern"] = "{}:{}".format(*divmod(data["pattern"], 60))
         try:
             return msgspec.convert(data, cls)
@@ -178,12 +188,10 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device {name!r} is unknown: give auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name!r} was asked for, but torch sees no GPU here")
-    return device
+        return torch.empty(1, device=name).device  # only using a device shows that it is there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used here ({reason}); give auto, cpu or cuda") from None
 
 
 def choose_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:

@@ -54,7 +54,7 @@ def ria(weight: Tensor, stats: InputStats, alpha: float = 0.5) -> Tensor:
 
 
 def sparsegpt(weight: Tensor, stats: InputStats) -> Tensor:
-    """w² / [G⁻¹]_jj² with the damped Gram matrix G of the inputs: SparseGPT's, before any weight is removed.
+    """w² / [G⁻¹]_jj with the damped Gram matrix G of the inputs: SparseGPT's, before any weight is removed.
 
     Needs ``stats.gram``. Channels that never had an input score 0, as there.
     """
@@ -96,7 +96,7 @@ SCORES: dict[str, Score] = {
     "wanda": Score(lambda w, x, a: wanda(w, x), "row", True, "|W|·‖X‖"),
     "ri": Score(lambda w, x, a: relative_importance(w), "matrix", False, "|W| over its column plus |W| over its row"),
     "ria": Score(lambda w, x, a: ria(w, x, a), "matrix", True, "RI·‖X‖^alpha"),
-    "sparsegpt": Score(lambda w, x, a: sparsegpt(w, x), "matrix", True, "w² over the diagonal of G⁻¹, squared", True),
+    "sparsegpt": Score(lambda w, x, a: sparsegpt(w, x), "matrix", True, "w² over the diagonal of G⁻¹", True),
     "activation": Score(lambda w, x, a: activation(w, x), "matrix", True, "‖X‖ alone"),
     "ri-input": Score(lambda w, x, a: relative_to_input(w), "matrix", False, "|W| over its input channel alone"),
     "ri-output": Score(lambda w, x, a: relative_to_output(w), "matrix", False, "|W| over its output channel alone"),

@@ -56,4 +56,4 @@ class InputStats:
     @property
     def sample(self) -> Tensor:
         """The sampled input rows: ``(S, I)`` in the inputs' dtype."""
-        return torch.cat(self.rows)
+        return torch.cat(self.rows) if self.rows else self.square_sum.new_empty(0, len(self.square_sum))

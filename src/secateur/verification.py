@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from secateur.checkpoint import MANIFEST, ORDERS, Source, local_folder
 from secateur.errors import InputError
-from secateur.layers import nonzeros_digest
+from secateur.layers import bytes_digest, nonzeros_digest
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.families import Family
 from secateur.models.fold import fold_block, fold_outer, heads_of, inverse, spread_to_queries
@@ -50,10 +50,11 @@ class Verdict:
 def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     """Check a folder that :func:`secateur.prune` wrote.
 
-    ``pattern``: every pruned linear obeys the pattern as it is stored. ``zeros``: its zeros are where the
-    mask put them. Given the dense model, ``weights``: every tensor is the dense one, masked and in the
-    recorded order of channels, bit for bit (pruned weights that were reconstructed excepted); and
-    ``logits``: the model computes the same as with all channels in the dense model's order.
+    ``pattern``: every pruned linear obeys the pattern as it is stored. ``zeros`` and ``bytes``: its zeros are
+    where the mask put them, and its bytes those that were written. Given the dense model, ``weights``: every
+    tensor is the dense one, masked and in the recorded order of channels, bit for bit (pruned weights that
+    were reconstructed excepted); and ``logits``: the model computes the same as with all channels in the
+    dense model's order.
 
     Args:
         model: the folder that was written.
@@ -65,8 +66,15 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     folder = Path(model)
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} was not written by secateur: it has no {MANIFEST}")
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    source, recipe = Source(folder), Recipe.from_dict(manifest["recipe"], MANIFEST)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        listed = {layer["name"] + ".weight" for layer in manifest["layers"]}
+        recipe = Recipe.from_dict(manifest["recipe"], MANIFEST)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / MANIFEST} is damaged: {error!r}") from error
+    source = Source(folder)
+    if absent := sorted(listed - set(source.files)):
+        raise InputError(f"{folder} lacks {', '.join(absent[:3])}, which {MANIFEST} lists")
     pattern = recipe.target
     failures: dict[str, list[str]] = {}
     for layer in manifest["layers"]:
@@ -76,21 +84,24 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
             failures.setdefault("pattern", []).append(layer["name"])
         if nonzeros_digest(weight) != layer["nonzeros_sha256"]:
             failures.setdefault("zeros", []).append(layer["name"])
-    checked = [f"{len(manifest['layers'])} linears obey {pattern} as stored", "their zeros are where the masks are"]
+        if bytes_digest(weight) != layer["weight_sha256"]:
+            failures.setdefault("bytes", []).append(layer["name"])
+    checked = [f"{len(listed)} linears obey {pattern} as stored", "their zeros and bytes are those that were written"]
     difference = None
     if dense is not None:
         with local_folder(str(dense)) as unpruned:
             unfolded = _unfolded(source, folder, recipe.fold)
-            pruned = {f"{layer['name']}.weight" for layer in manifest["layers"]}
-            wrong = _compare(unfolded, Source(unpruned), pruned, recipe.reconstruct != "none")
+            wrong = _compare(unfolded, Source(unpruned), listed, recipe.reconstruct != "none")
             difference = _logit_difference(folder, Source(unpruned), unfolded)
         if wrong:
             failures["weights"] = wrong
         if not difference <= LOGIT_TOLERANCE:
             failures["logits"] = [f"differ by {difference:.2g} of the largest"]
         checked += [
-            "they are the dense model's weights in the recorded order",
-            "the logits are the masked dense model's",
+            "all tensors but these, which were reconstructed, are the dense model's in the recorded order"
+            if recipe.reconstruct != "none"
+            else "all tensors are the dense model's, masked and in the recorded order",
+            "the logits are those of the same weights in the dense model's order",
         ]
     return Verdict(str(model), checked, failures, difference)
 

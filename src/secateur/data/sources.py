@@ -160,7 +160,7 @@ def _from_hub(source: str, purpose: Purpose, need: int | None) -> list[str]:
         raise _unreachable(source, error) from error
     column = text_column(source, [key for key, value in first.items() if isinstance(value, str)])
     # About four characters make a token: read enough for four times the tokens that are needed.
-    return list(_until((row[column] for row in itertools.chain([first], rows)), 16 * need if need else None))
+    return list(_until((row[column] or "" for row in itertools.chain([first], rows)), 16 * need if need else None))
 
 
 def _until(rows: Iterable[str], characters: int | None) -> Iterator[str]:

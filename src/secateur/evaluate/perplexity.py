@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from secateur import data
-from secateur.checkpoint import local_folder
+from secateur.checkpoint import Source, local_folder
 from secateur.errors import InputError
 from secateur.progress import Progress
 from secateur.recipe import choose_device, choose_dtype
@@ -85,7 +84,7 @@ def evaluate(
     with progress:
         for name in names:
             with local_folder(name) as folder:
-                tokenizer = AutoTokenizer.from_pretrained(folder)
+                tokenizer = Source(folder).tokenizer()
                 model = load(folder)
             precision = choose_dtype(dtype, model.dtype, chosen)
             model.to(chosen, precision)

@@ -56,14 +56,19 @@ def _walk(model: nn.Module) -> Family:
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of repeated blocks to prune")
     path, blocks = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
-    linears = tuple(Linear(name) for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear))
-    if not linears:
+    # Blocks may differ: a hybrid model has attention in some and convolutions in others.
+    names = dict.fromkeys(n for block in blocks for n, m in block.named_modules() if isinstance(m, nn.Linear))
+    if not names:
         raise InputError(f"the blocks of {type(model).__name__} ({path}) hold no nn.Linear")
-    return Family("generic", path, linears)
+    return Family("generic", path, tuple(Linear(name) for name in names))
 
 
 def blocks_of(model: nn.Module, family: Family) -> list[Block]:
-    """The blocks of ``model``, in the order in which they run, with all linears of the family."""
+    """The blocks of ``model``, in the order in which they run, each with those linears of the family that it has."""
     modules = model.get_submodule(family.blocks)
     assert isinstance(modules, nn.ModuleList)
-    return [Block(f"{family.blocks}.{i}.", module, family.linears) for i, module in enumerate(modules)]
+    blocks = []
+    for i, module in enumerate(modules):
+        inside = {name for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+        blocks.append(Block(f"{family.blocks}.{i}.", module, tuple(x for x in family.linears if x.name in inside)))
+    return blocks

@@ -36,7 +36,7 @@ def sparsegpt(dense: Tensor, gram: Tensor, *, mask: Tensor | None = None, patter
         errors = torch.zeros_like(columns)
         local = factor[start:stop, start:stop]
         if mask is None and isinstance(pattern, Unstructured):
-            kept[:, start:stop] = select(columns**2 / local.diagonal() ** 2, pattern)
+            kept[:, start:stop] = _select_in_block(columns**2 / local.diagonal() ** 2, pattern, start, stop)
         for j in range(stop - start):
             if mask is None and isinstance(pattern, NM) and j % pattern.group == 0:
                 ahead = slice(j, j + pattern.group)
@@ -49,6 +49,16 @@ def sparsegpt(dense: Tensor, gram: Tensor, *, mask: Tensor | None = None, patter
     return weight * kept
 
 
+def _select_in_block(score: Tensor, pattern: Unstructured, start: int, stop: int) -> Tensor:
+    """The mask of columns ``start`` to ``stop``; over all blocks exactly the asked number of weights goes."""
+    competitors = len(score) if pattern.scope == "matrix" else 1
+    removed = [round(pattern.sparsity * competitors * edge) for edge in (start, stop)]
+    here = competitors * (stop - start)
+    if removed[1] - removed[0] == here:
+        return torch.zeros_like(score, dtype=torch.bool)
+    return select(score, Unstructured((removed[1] - removed[0]) / here, pattern.scope))
+
+
 def inverse_factor(gram: Tensor) -> Tensor:
     """U, upper triangular, with UᵀU = G⁻¹: ``(I, I)``."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
@@ -56,6 +66,9 @@ def inverse_factor(gram: Tensor) -> Tensor:
 
 
 def importance(dense: Tensor, gram: Tensor) -> Tensor:
-    """w² / [G⁻¹]_jj²: SparseGPT's score of each weight before any is removed, ``(O, I)``."""
+    """w² / [G⁻¹]_jj: how much the error rises when this weight goes and the others make up for it, ``(O, I)``.
+
+    It is what the sweep compares, before any weight is removed: there U_jj² is [G⁻¹]_jj of the columns from j on.
+    """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    return dense**2 / inverse.diagonal() ** 2
+    return dense**2 / inverse.diagonal()

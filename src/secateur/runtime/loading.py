@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from secateur.checkpoint import Source
+from secateur.checkpoint import Source, load_whole
 from secateur.runtime.gather import ORDER, attach_orders
 
 
@@ -23,7 +23,7 @@ def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedMod
         InputError: when the folder cannot be read.
     """
     source = Source(Path(folder))
-    model = AutoModelForCausalLM.from_pretrained(folder, config=source.config, dtype=dtype)
+    model = load_whole(Path(folder), config=source.config, dtype=dtype)
     orders = source.read([name for name in source.names() if name.endswith(ORDER)])
     attach_orders(model, orders)
     return model.eval()

@@ -37,5 +37,6 @@ def rms_norm_gather(hidden: Tensor, weight: Tensor, order: Tensor, epsilon: floa
     rows = hidden.reshape(-1, hidden.shape[-1]).contiguous()
     out = torch.empty_like(rows, dtype=torch.result_type(weight, hidden))
     width = rows.shape[1]
-    _rms_norm_gather[(len(rows),)](rows, weight, order, out, width, epsilon, BLOCK=triton.next_power_of_2(width))
+    with torch.cuda.device_of(hidden):  # Triton launches on the current device, not on the tensors'
+        _rms_norm_gather[(len(rows),)](rows, weight, order, out, width, epsilon, BLOCK=triton.next_power_of_2(width))
     return out.reshape(hidden.shape)
