@@ -108,16 +108,8 @@ def prune(
             "recipe": recipe.to_dict(),
             "calibration": calibration,
             "computed_in": str(dtype).removeprefix("torch."),
-            "sparsity": _overall_sparsity(layers),
             "skipped": skipped,
-            "layers": [dataclasses.asdict(layer) for layer in layers],
-            "seconds": clock.seconds(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "safetensors": safetensors.__version__,
-            },
+            **_account(layers, clock),
         }
         writer.finish(folder, manifest, orders, gathers=orderer is not None and recipe.fold == "gather")
     return manifest
@@ -222,10 +214,21 @@ class _Job:
         _return_freed_memory()
 
 
-def _overall_sparsity(layers: Sequence[LayerResult]) -> float:
-    """The share of zeros among all weights that were pruned."""
+def _account(layers: Sequence[LayerResult], clock: "_Clock") -> dict[str, Any]:
+    """The part of the manifest that tells how it went, and with which versions."""
     sizes = [layer.shape[0] * layer.shape[1] for layer in layers]
-    return sum(layer.sparsity * size for layer, size in zip(layers, sizes, strict=True)) / max(1, sum(sizes))
+    zeros = sum(layer.sparsity * size for layer, size in zip(layers, sizes, strict=True))
+    return {
+        "sparsity": zeros / max(1, sum(sizes)),
+        "layers": [dataclasses.asdict(layer) for layer in layers],
+        "seconds": clock.seconds(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "safetensors": safetensors.__version__,
+        },
+    }
 
 
 def _return_freed_memory() -> None:
