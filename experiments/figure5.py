@@ -3,8 +3,9 @@
     python experiments/figure5.py MODEL --calibration c4 [--samples 128 --length 2048]
 
 The paper's picture: unstructured sparsity keeps many weights in some input channels and few in others; N:M
-cannot, unless the channels are ordered for it. Per setting: the standard deviation, over the channels of a layer, of the share
-of weights that a channel keeps, averaged over layers of one kind; and the smallest and largest share.
+cannot, unless the channels are ordered for it. Per setting: the standard deviation, over the channels of a
+layer, of the share of weights that a channel keeps, averaged over layers of one kind; and the smallest and
+largest share.
 """
 
 import argparse
