@@ -7,16 +7,10 @@ progress and errors to standard error.
 import dataclasses
 import json as jsonlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
-
-# Hugging Face libraries draw bars and print advice of their own; ours are enough.
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("TQDM_DISABLE", "1")
 
 import cyclopts
 from cyclopts import App, Parameter
