@@ -49,6 +49,12 @@ def score_of(name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe
     return compute(recipe.score, weight, stats, recipe.alpha, name)
 
 
+def search_order(score: Tensor, recipe: Recipe) -> Tensor:
+    """An order of the columns of ``score`` (R, I) by the recipe's method, int64, on the score's device."""
+    assert isinstance(recipe.target, NM)
+    return find_order(score, recipe.target, recipe.permute, communities=recipe.communities, seed=recipe.seed)
+
+
 def prune_linear(
     name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe, device: torch.device, orders: dict[str, Tensor]
 ) -> LayerResult:
@@ -60,8 +66,8 @@ def prune_linear(
     dense, pattern = weight.to(device).float(), recipe.target
     score = score_of(name, dense, stats, recipe)
     order = None
-    if recipe.orders_channels and recipe.fold == "none" and isinstance(pattern, NM):
-        order = find_order(score, pattern, recipe.permute, communities=recipe.communities, seed=recipe.seed)
+    if recipe.orders_channels and recipe.fold == "none":
+        order = search_order(score, recipe)
         orders[name] = order.cpu()
         score, dense, stats = score[:, order], dense[:, order], stats.select(order) if stats else None
     mask = select(score, pattern)

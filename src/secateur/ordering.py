@@ -10,11 +10,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from secateur.layers import score_of, share_kept
+from secateur.layers import score_of, search_order, share_kept
 from secateur.models.blocks import Block
 from secateur.models.families import Family, reader_groups
 from secateur.models.fold import by_head, fold_block, inverse, join_heads, spread_to_queries
-from secateur.permute import find_order
 from secateur.recipe import Recipe
 from secateur.runtime.gather import ORDER
 from secateur.sparsity import NM
@@ -43,9 +42,7 @@ class Orderer:
 
     def search(self, score: Tensor) -> Tensor:
         """An order of the columns of ``score`` (R, I) by the recipe's method, int64 on the CPU."""
-        recipe = self.recipe
-        order = find_order(score, self.pattern, recipe.permute, communities=recipe.communities, seed=recipe.seed)
-        return order.cpu()
+        return search_order(score, self.recipe).cpu()
 
     def score(self, block: Block, name: str, tensors: Mapping[str, Tensor], stats: Stats) -> Tensor:
         """The score of one linear of a block, on the device."""
