@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.reconstruct import admm, damped, masked_cg, output_error, sparsegpt
-from secateur.reconstruct.sparsegpt import importance, inverse_factor
+from secateur.reconstruct import Gram, admm, masked_cg, output_error, sparsegpt
+from secateur.reconstruct.sparsegpt import importance
 from secateur.sparsity import NM, Unstructured, obeys, select
 
 
@@ -14,12 +14,12 @@ def case(rows=12, columns=32, tokens=200, seed=0):
     weight = torch.randn(rows, columns, generator=draw)
     mixing = torch.randn(columns, columns, generator=draw) * 0.3 + torch.eye(columns)
     inputs = torch.randn(tokens, columns, generator=draw) @ mixing
-    return weight, inputs, damped(inputs.T @ inputs)
+    return weight, inputs, Gram(inputs.T @ inputs)
 
 
 def published_sparsegpt(weight, gram, mask):
     """Algorithm 1 in float64, a column at a time with no blocks, the inverse recomputed for what is left."""
-    weight, gram = weight.double().numpy().copy(), gram.double().numpy()
+    weight, gram = weight.double().numpy().copy(), gram.matrix.double().numpy()
     for j in range(weight.shape[1]):
         inverse = np.linalg.inv(gram[j:, j:])
         removed = np.where(mask[:, j].numpy(), 0, weight[:, j])
@@ -38,7 +38,7 @@ def test_sparsegpt_is_the_published_algorithm(columns):
 def published_own_mask(weight, gram, kept, group):
     """N:M masks chosen group by group from the weights as they are by then."""
     work, mask = weight.double().numpy().copy(), np.zeros(weight.shape, dtype=bool)
-    gram = gram.double().numpy()
+    gram = gram.matrix.double().numpy()
     for j in range(work.shape[1]):
         inverse = np.linalg.inv(gram[j:, j:])
         if j % group == 0:
@@ -81,20 +81,20 @@ def test_sparsegpt_removes_exactly_what_was_asked(scope, sparsity):
 def test_with_channels_apart_the_score_is_that_of_wanda_squared():
     weight, _, _ = case()
     norms = torch.rand(32) + 0.5
-    torch.testing.assert_close(importance(weight, torch.diag(norms**2)), (weight * norms) ** 2)
+    torch.testing.assert_close(importance(weight, Gram(torch.diag(norms**2), damping=0)), (weight * norms) ** 2)
 
 
 def test_the_factor_is_that_of_the_inverse():
     _, _, gram = case()
-    factor = inverse_factor(gram)
-    torch.testing.assert_close(factor.T @ factor @ gram, torch.eye(32), atol=1e-4, rtol=0)
+    factor = gram.inverse_factor
+    torch.testing.assert_close(factor.T @ factor @ gram.matrix, torch.eye(32), atol=1e-4, rtol=0)
     assert torch.equal(factor, factor.triu())
 
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), Unstructured(0.7)], ids=str)
 def test_cg_reaches_the_least_squares_optimum(pattern):
     weight, inputs, _ = case()
-    gram = inputs.T @ inputs
+    gram = Gram(inputs.T @ inputs, damping=0)
     mask = select(weight.abs(), pattern)
     found = masked_cg(weight, mask, gram, steps=64)
     assert (found[~mask] == 0).all()
@@ -106,7 +106,7 @@ def test_cg_reaches_the_least_squares_optimum(pattern):
 def test_no_cg_step_raises_the_error():
     weight, _, gram = case(tokens=20)  # fewer tokens than channels
     mask = select(weight.abs(), NM(2, 4))
-    errors = [output_error(masked_cg(weight, mask, gram, steps=n), weight, gram) for n in range(12)]
+    errors = [output_error(masked_cg(weight, mask, gram, steps=n), weight, gram.matrix) for n in range(12)]
     assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(errors))
     assert errors[-1] < 0.8 * errors[0]
 
@@ -116,11 +116,11 @@ def test_admm_never_ends_worse_than_its_start(pattern):
     better = 0
     for seed in range(4):
         weight, _, gram = case(seed=seed)
-        mask = select(weight.abs() * gram.diagonal().sqrt(), pattern)
+        mask = select(weight.abs() * gram.unit, pattern)
         found, moved = admm(weight, mask, gram, pattern)
         assert obeys(found, pattern)
         assert (moved[~found] == 0).all()
-        start, end = (output_error(w, weight, gram) for w in (masked_cg(weight, mask, gram), moved))
+        start, end = (output_error(w, weight, gram.matrix) for w in (masked_cg(weight, mask, gram), moved))
         assert end <= start
         better += end < 0.99 * start
     assert better >= 2
@@ -130,11 +130,11 @@ def test_dead_channels_and_no_tokens_at_all():
     weight, inputs, _ = case()
     inputs[:, 3] = 0
     mask = select(weight.abs(), NM(2, 4))
-    for gram in (damped(inputs.T @ inputs), damped(torch.zeros(32, 32))):
+    for gram in (Gram(inputs.T @ inputs), Gram(torch.zeros(32, 32))):
         for found in (sparsegpt(weight, gram, mask=mask), masked_cg(weight, mask, gram)):
             assert found.isfinite().all()
         assert admm(weight, mask, gram, NM(2, 4))[1].isfinite().all()
-    torch.testing.assert_close(masked_cg(weight, mask, damped(torch.zeros(32, 32))), weight * mask)
+    torch.testing.assert_close(masked_cg(weight, mask, Gram(torch.zeros(32, 32))), weight * mask)
 
 
 def test_output_error_is_that_of_the_outputs():

@@ -8,8 +8,8 @@ from torch import Tensor
 from secateur.data.tokens import digest
 from secateur.models.fold import inverse
 from secateur.permute import find_order, kept_score
-from secateur.recipe import Recipe
-from secateur.reconstruct import admm, damped, masked_cg, output_error, sparsegpt
+from secateur.recipe import Recipe, Step
+from secateur.reconstruct import admm, masked_cg, output_error, refined, sparsegpt
 from secateur.scores import SCORES, compute
 from secateur.sparsity import NM, Unstructured, retained, select, sparsity_of
 from secateur.stats import InputStats
@@ -27,6 +27,8 @@ class LayerResult:
         unstructured: the share that unstructured sparsity of the same degree would hold.
         relative_error: ‖X(W − W′)ᵀ‖ / ‖XWᵀ‖ in the Frobenius norm, over its calibration inputs X or a sample
             of them; None when there were none.
+        tokens: the number of calibration tokens that it was pruned by, or None.
+        dead_channels: the number of its input channels that were zero at all of them, or None.
         nonzeros_sha256: of where its weights are not zero, as bytes 0 and 1, row by row.
         weight_sha256: of its weights' bytes as stored.
         folds: with ``compare_folds``, the share that other orders would hold, by the name of the fold mode,
@@ -39,6 +41,8 @@ class LayerResult:
     retained: float
     unstructured: float
     relative_error: float | None
+    tokens: int | None
+    dead_channels: int | None
     nonzeros_sha256: str
     weight_sha256: str
     folds: dict[str, float] = field(default_factory=dict)
@@ -55,56 +59,93 @@ def search_order(score: Tensor, recipe: Recipe) -> Tensor:
     return find_order(score, recipe.target, recipe.permute, communities=recipe.communities, seed=recipe.seed)
 
 
-def prune_linear(
-    name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe, device: torch.device, orders: dict[str, Tensor]
-) -> LayerResult:
-    """Prune ``weight`` (O, I) in place, as stored, and mend what is left if the recipe says so.
+class Pruning:
+    """One linear on its way through a recipe: a mask, and weights that may change with further steps.
 
-    In fold mode ``none`` it gets an order of its own, which is added to ``orders``: mask and weights are found
-    in that order and mapped back, so that the weight obeys the pattern only in the other.
+    In fold mode ``none`` it gets an order of its own: mask and weights are found in that order and mapped
+    back, so that the weight obeys the pattern only in the other.
+
+    Attributes:
+        name: its full name.
+        weight: as it is to be stored, ``(O, I)``: rounded to its dtype and exactly zero where it is masked.
     """
-    dense, pattern = weight.to(device).float(), recipe.target
-    score = score_of(name, dense, stats, recipe)
-    order = None
-    if recipe.orders_channels and recipe.fold == "none":
-        order = search_order(score, recipe)
-        orders[name] = order.cpu()
-        score, dense, stats = score[:, order], dense[:, order], stats.select(order) if stats else None
-    mask = select(score, pattern)
-    mask, pruned = mend(dense, mask, stats, recipe)
-    # Rounded as it is stored, and exactly zero where it is masked.
-    stored = pruned.to(weight.dtype) * mask
-    error = relative_error(dense, stored.float(), stats) if stats else None
-    free = Unstructured(pattern.sparsity, SCORES[recipe.score].scope)
-    kept = retained(score, mask)
-    weight.copy_(stored if order is None else stored[:, inverse(order)])
-    return LayerResult(
-        name=name,
-        shape=(weight.shape[0], weight.shape[1]),
-        sparsity=sparsity_of(weight),
-        retained=kept,
-        unstructured=retained(score, select(score, free)) if isinstance(pattern, NM) else kept,
-        relative_error=error,
-        nonzeros_sha256=nonzeros_digest(weight),
-        weight_sha256=bytes_digest(weight),
-    )
 
+    def __init__(
+        self,
+        name: str,
+        weight: Tensor,
+        stats: InputStats | None,
+        recipe: Recipe,
+        device: torch.device,
+        orders: dict[str, Tensor],
+    ) -> None:
+        """Choose the mask of the dense ``weight`` as stored; an order of its own is added to ``orders``."""
+        self.name, self._recipe, self._dtype = name, recipe, weight.dtype
+        dense = weight.to(device).float()
+        score = score_of(name, dense, stats, recipe)
+        self._order = None
+        if recipe.orders_channels and recipe.fold == "none":
+            self._order = search_order(score, recipe)
+            orders[name] = self._order.cpu()
+            score, dense = score[:, self._order], dense[:, self._order]
+            stats = stats.select(self._order) if stats else None
+        self._dense, self._score, self._stats = dense, score, stats
+        self.accept(*self._own_mask())
 
-def mend(dense: Tensor, mask: Tensor, stats: InputStats | None, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """The recipe's reconstruction of ``dense`` (O, I) under ``mask``: the mask, perhaps moved, and the weights."""
-    if stats is None or stats.gram is None or recipe.reconstruct == "none":
-        return mask, dense * mask
-    gram = damped(stats.gram)
-    match recipe.reconstruct:
-        case "sparsegpt" if recipe.score == "sparsegpt":  # as published: the mask is chosen on the way
-            pruned = sparsegpt(dense, gram, pattern=recipe.target)
+    def _own_mask(self) -> tuple[Tensor, Tensor]:
+        if self._recipe.sweeps and self._stats:  # SparseGPT as published chooses its mask on the way
+            pruned = sparsegpt(self._dense, self._stats.damped, pattern=self._recipe.target)
             return pruned != 0, pruned
-        case "sparsegpt":
-            return mask, sparsegpt(dense, gram, mask=mask)
-        case "admm":
-            return admm(dense, mask, gram, recipe.target)
-        case _:
-            return mask, masked_cg(dense, mask, gram)
+        mask = select(self._score, self._recipe.target)
+        return mask, self._dense * mask
+
+    def accept(self, mask: Tensor, changed: Tensor) -> None:
+        """Make mask and float32 weights of a step, both ``(O, I)`` in this linear's own order, the current ones."""
+        self._mask, self._changed = mask, changed
+        stored = self.stored
+        self.weight = stored if self._order is None else stored[:, inverse(self._order)]
+
+    @property
+    def stored(self) -> Tensor:
+        """The current weights in this linear's own order, rounded as stored: what masking leaves is exactly zero."""
+        return self._changed.to(self._dtype) * self._mask
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor]:
+        """The current mask and float32 weights, to come back to with :meth:`accept`."""
+        return self._mask, self._changed
+
+    def step(self, name: Step) -> None:
+        """Take a step: ``reconstruct``, or ``refine`` the mask (and reconstruct again)."""
+        assert self._stats is not None
+        gram, pattern, method = self._stats.damped, self._recipe.target, self._recipe.reconstruct
+        mask, weight = self.state
+        if name == "refine":
+            self.accept(*refined(self._dense, mask, gram, pattern, weight, refit=method != "none"))
+        elif method == "sparsegpt":
+            self.accept(mask, sparsegpt(self._dense, gram, mask=mask))
+        elif method == "admm":
+            self.accept(*admm(self._dense, mask, gram, pattern))
+        else:
+            self.accept(mask, masked_cg(self._dense, mask, gram, weight))
+
+    def result(self) -> LayerResult:
+        """What became of it."""
+        pattern, stats = self._recipe.target, self._stats
+        free = Unstructured(pattern.sparsity, SCORES[self._recipe.score].scope)
+        kept = retained(self._score, self._mask)
+        return LayerResult(
+            name=self.name,
+            shape=(self.weight.shape[0], self.weight.shape[1]),
+            sparsity=sparsity_of(self.weight),
+            retained=kept,
+            unstructured=retained(self._score, select(self._score, free)) if isinstance(pattern, NM) else kept,
+            relative_error=relative_error(self._dense, self.stored.float(), stats) if stats else None,
+            tokens=stats.tokens if stats else None,
+            dead_channels=stats.dead if stats else None,
+            nonzeros_sha256=nonzeros_digest(self.weight),
+            weight_sha256=bytes_digest(self.weight),
+        )
 
 
 def relative_error(dense: Tensor, pruned: Tensor, stats: InputStats) -> float:
@@ -123,7 +164,7 @@ def nonzeros_digest(weight: Tensor) -> str:
 
 def bytes_digest(weight: Tensor) -> str:
     """SHA-256 of the bytes of ``weight`` as it is stored."""
-    return digest(weight.contiguous().view(torch.uint8))
+    return digest(weight.cpu().contiguous().view(torch.uint8))
 
 
 def share_kept(score: Tensor, pattern: NM) -> float:

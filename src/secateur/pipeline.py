@@ -20,9 +20,12 @@ from torch import Tensor
 from secateur import __version__
 from secateur.checkpoint import Source, Writer, check_destination, load_into, local_folder
 from secateur.errors import InputError
-from secateur.layers import LayerResult, prune_linear
+from secateur.groups import prune_group
+from secateur.layers import LayerResult
 from secateur.models.blocks import Block, blocks_of, family_of
+from secateur.models.families import reader_groups
 from secateur.models.fold import fold_outer, heads_of
+from secateur.models.guard import Guard, Trial
 from secateur.models.stream import Stream
 from secateur.ordering import Orderer
 from secateur.preparation import check_pattern, draw_batches, leave_out_skipped
@@ -80,12 +83,12 @@ def prune(
             check_pattern(blocks, recipe)
             if recipe.orders_channels and recipe.fold == "gather" and not family.rules:
                 raise InputError(f"--fold gather needs known channel spaces, and a {family.name} model has none")
-            batches, calibration = draw_batches(source, recipe, device)
+            batches, held_out, calibration = draw_batches(source, recipe, device)
             inside = tuple(block.prefix for block in blocks)
             outer = source.read([name for name in source.names() if not name.startswith(inside)])
             load_into(skeleton, outer, "", device)
 
-        job = _Job(recipe, source, blocks, device, progress, clock)
+        job = _Job(recipe, source, blocks, held_out, device, progress, clock)
         orderer = None
         if recipe.orders_channels and recipe.fold != "none":
             orderer = Orderer(recipe, family, heads_of(source.config) if family.rules else (1, 1, 1), device)
@@ -98,7 +101,7 @@ def prune(
             load_into(skeleton, outer, "", device)
         with clock("write"):
             writer.add(outer)
-        layers, orders = job.prune_blocks(orderer, skeleton, batches, writer)
+        layers, trials, orders = job.prune_blocks(orderer, skeleton, batches, writer)
 
         manifest = {
             "secateur": __version__,
@@ -109,7 +112,7 @@ def prune(
             "calibration": calibration,
             "computed_in": str(dtype).removeprefix("torch."),
             "skipped": skipped,
-            **_account(layers, clock),
+            **_account(layers, trials, clock),
         }
         writer.finish(folder, manifest, orders, gathers=orderer is not None and recipe.fold == "gather")
     return manifest
@@ -122,6 +125,7 @@ class _Job:
     recipe: Recipe
     source: Source
     blocks: Sequence[Block]
+    held_out: int
     device: torch.device
     progress: Progress
     clock: "_Clock"
@@ -132,7 +136,10 @@ class _Job:
         passes = blocks if self.recipe.one_shot else 2 * blocks - 1  # the last block is not run again
         tokens = sum(batch.numel() for batch in batches)
         if batches:
-            self.progress.start(self.recipe.summary(), (passes + blocks * surveys) * tokens)
+            held_out = sum(batch.numel() for batch in batches[len(batches) - self.held_out :])
+            groups = sum(len(reader_groups(block.linears)) for block in self.blocks)
+            judged = blocks + groups * (1 + len(self.recipe.steps)) if self.held_out else 0
+            self.progress.start(self.recipe.summary(), (passes + blocks * surveys) * tokens + judged * held_out)
         else:
             self.progress.start(self.recipe.summary(), blocks * (1 + surveys), "blocks")
 
@@ -145,7 +152,7 @@ class _Job:
             stats: dict[str, InputStats] = {}
             if batches:
                 with self.clock("calibrate"):
-                    stream = stream or Stream(skeleton, self.blocks, batches, self.progress)
+                    stream = stream or Stream(skeleton, self.blocks, batches, self.progress, held_out=self.held_out)
                     more = index + 1 < len(self.blocks)
                     stats = stream.observe(index, stream.tokens, more, SCORES[self.recipe.score].needs_gram)
             else:
@@ -158,47 +165,53 @@ class _Job:
 
     def prune_blocks(
         self, orderer: Orderer | None, skeleton: torch.nn.Module, batches: Sequence[Tensor], writer: Writer
-    ) -> tuple[list[LayerResult], dict[str, Tensor]]:
-        """Order, prune and write block after block; what became of the linears, and every order."""
+    ) -> tuple[list[LayerResult], list[Trial], dict[str, Tensor]]:
+        """Order, prune and write block after block; what became of the linears, what the guard said, every order."""
         recipe, stream = self.recipe, None
         layers: list[LayerResult] = []
+        trials: list[Trial] = []
         orders: dict[str, Tensor] = orderer.orders if orderer else {}
         for index, block in enumerate(self.blocks):
             here, last = f"block {index + 1}/{len(self.blocks)}", index + 1 == len(self.blocks)
             self.progress.at(here)
             tensors = self._read(block, orderer)
             stats: dict[str, InputStats] = {}
+            guard = None
             if batches:
                 with self.clock("calibrate"):
-                    stream = stream or Stream(skeleton, self.blocks, batches, self.progress)
+                    stream = stream or Stream(skeleton, self.blocks, batches, self.progress, held_out=self.held_out)
                     stride = max(1, stream.tokens // ERROR_ROWS)
+                    guard = Guard(stream, index) if self.held_out else None
                     stats = stream.observe(index, stride, recipe.one_shot and not last, recipe.needs_gram)
             folds: dict[str, dict[str, float]] = {}
             if orderer is not None:
                 with self.clock("order"):
                     folds = orderer.compare(block, tensors, stats) if recipe.compare_folds else {}
                     orderer.order_block(block, tensors, stats)
-            for linear in block.linears:
-                self.progress.at(f"{here} · {linear.name}")
-                name = block.full_name(linear)
-                with self.clock("prune"):
-                    weight, seen = tensors[f"{name}.weight"], stats.get(linear.name)
-                    result = prune_linear(name, weight, seen, recipe, self.device, orders)
-                shares = folds.get(linear.name, {})
-                if shares:  # readers of other spaces retain with gather what they retain as they are folded now
-                    shares = {"gather": result.retained} | shares | {recipe.fold: result.retained}
-                layers.append(replace(result, folds=shares))
-            with self.clock("write"):
-                writer.add(tensors)
-            if stream is None:
-                self.progress.advance(1)
-            elif not recipe.one_shot and not last:
-                with self.clock("calibrate"):
                     load_into(block.module, tensors, block.prefix, self.device)
-                    with gathered(block.module, tensors, block.prefix):
+            with gathered(block.module, tensors, block.prefix):
+                for group in reader_groups(block.linears):
+                    self.progress.at(f"{here} · {' + '.join(linear.name for linear in group)}")
+                    with self.clock("prune"):
+                        results, tried = prune_group(block, group, tensors, stats, recipe, orders, guard, self.device)
+                    trials += tried
+                    layers += [
+                        replace(result, folds=self._shares(result, folds.get(linear.name)))
+                        for linear, result in zip(group, results, strict=True)
+                    ]
+                with self.clock("write"):
+                    writer.add(tensors)
+                if stream is None:
+                    self.progress.advance(1)
+                elif not recipe.one_shot and not last:
+                    with self.clock("calibrate"):
                         stream.advance(index)
             self._release(block)
-        return layers, orders
+        return layers, trials, orders
+
+    def _shares(self, result: LayerResult, compared: dict[str, float] | None) -> dict[str, float]:
+        """What each fold mode retains: readers of other spaces retain with gather what they do as folded now."""
+        return {"gather": result.retained} | compared | {self.recipe.fold: result.retained} if compared else {}
 
     def _read(self, block: Block, orderer: Orderer | None = None) -> dict[str, Tensor]:
         """The tensors of a block, with the model-wide orders folded in, given to its module as well."""
@@ -214,13 +227,14 @@ class _Job:
         _return_freed_memory()
 
 
-def _account(layers: Sequence[LayerResult], clock: "_Clock") -> dict[str, Any]:
+def _account(layers: Sequence[LayerResult], trials: Sequence[Trial], clock: "_Clock") -> dict[str, Any]:
     """The part of the manifest that tells how it went, and with which versions."""
     sizes = [layer.shape[0] * layer.shape[1] for layer in layers]
     zeros = sum(layer.sparsity * size for layer, size in zip(layers, sizes, strict=True))
     return {
         "sparsity": zeros / max(1, sum(sizes)),
         "layers": [dataclasses.asdict(layer) for layer in layers],
+        "guard": [dataclasses.asdict(trial) for trial in trials],
         "seconds": clock.seconds(),
         "versions": {
             "python": platform.python_version(),

@@ -49,14 +49,18 @@ def check_pattern(blocks: Sequence[Block], recipe: Recipe) -> None:
         raise InputError(f"{listed}. Choose another pattern, or leave these layers dense: {skips}")
 
 
-def draw_batches(source: Source, recipe: Recipe, device: torch.device) -> tuple[list[Tensor], dict[str, Any] | None]:
+def draw_batches(
+    source: Source, recipe: Recipe, device: torch.device
+) -> tuple[list[Tensor], int, dict[str, Any] | None]:
     """The calibration samples as batches of token ids (B, L), and where they come from; none if nothing needs them.
+
+    The number between the two says how many of the last batches are held out, for the guard.
 
     Raises:
         InputError: when the text cannot be had or is too short, or the samples are too long for the model.
     """
     if not recipe.needs_inputs:
-        return [], None
+        return [], 0, None
     longest = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and recipe.length > longest:
         raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
@@ -65,8 +69,12 @@ def draw_batches(source: Source, recipe: Recipe, device: torch.device) -> tuple[
     origin = {
         "source": recipe.calibration,
         "samples": recipe.samples,
+        "held_out": recipe.held_out,
         "length": recipe.length,
         "seed": recipe.seed,
         "token_ids_sha256": data.digest(samples),
     }
-    return list(samples.to(device).split(max(1, TOKENS_PER_BATCH // recipe.length))), origin
+    batch = max(1, TOKENS_PER_BATCH // recipe.length)
+    seen, held_out = samples.to(device).tensor_split([recipe.samples - recipe.held_out])
+    judges = held_out.split(batch) if recipe.held_out else ()
+    return [*seen.split(batch), *judges], len(judges), origin

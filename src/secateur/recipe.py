@@ -18,6 +18,7 @@ from secateur.sparsity import NM, Pattern, Scope, Unstructured, parse_nm
 
 Fold = Literal["exact", "gather", "none"]
 Reconstruct = Literal["none", "sparsegpt", "cg", "admm"]
+Step = Literal["reconstruct", "refine"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -51,6 +52,13 @@ class Recipe:
     reconstruct: Reconstruct = "none"
     """Change the kept weights to make up for the others: SparseGPT's sweep (with the score sparsegpt it
     chooses the mask as it goes), conjugate gradient (cg), or ADMM, which also moves the mask."""
+
+    refine: bool = False
+    """Exchange kept for removed weights while that lessens the output error, after reconstruction if there is one."""
+
+    guard: bool = True
+    """Judge reconstruction and refinement by the block's output on an eighth of the samples, which is held out,
+    and keep them only where they help."""
 
     fold: Fold = "exact"
     """Orders allowed: those that a plain checkpoint can have (exact), also one before every reader, which
@@ -103,6 +111,8 @@ class Recipe:
             )
         if self.compare_folds and (self.fold == "none" or not self.orders_channels):
             raise InputError("--compare-folds needs a --pattern, a --permute, and --fold exact or gather")
+        if self.held_out == self.samples:
+            raise InputError("the guard holds out samples: take at least 2 (--samples), or go without (--no-guard)")
         if self.communities < 1:
             raise InputError(f"{self.communities} communities are too few")
         _ = self.target  # refuses a pattern or sparsity that makes no sense
@@ -123,12 +133,28 @@ class Recipe:
     @property
     def needs_gram(self) -> bool:
         """Whether the Gram matrices of the inputs are needed."""
-        return self.reconstruct != "none" or SCORES[self.score].needs_gram
+        return bool(self.steps) or self.sweeps or SCORES[self.score].needs_gram
 
     @property
     def needs_inputs(self) -> bool:
         """Whether there is anything to calibrate for."""
-        return self.reconstruct != "none" or SCORES[self.score].needs_inputs
+        return self.needs_gram or SCORES[self.score].needs_inputs
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether mask and weights are SparseGPT's own, as published: one sweep that makes both."""
+        return self.score == self.reconstruct == "sparsegpt"
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What is done to mask and weights after the mask has been chosen, in this order."""
+        reconstructs: tuple[Step, ...] = ("reconstruct",) if self.reconstruct != "none" and not self.sweeps else ()
+        return (*reconstructs, "refine") if self.refine else reconstructs
+
+    @property
+    def held_out(self) -> int:
+        """The number of samples that the guard judges by and no statistic sees."""
+        return max(1, self.samples // 8) if self.guard and self.steps else 0
 
     def skips(self, layer: str) -> bool:
         """Whether the linear of this full name is to be left dense."""
@@ -140,7 +166,8 @@ class Recipe:
         scoped = isinstance(target, Unstructured) and target.scope != SCORES[self.score].scope
         ordered = f" {self.permute} {self.fold}" if self.orders_channels else ""
         repaired = f" +{self.reconstruct}" if self.reconstruct != "none" else ""
-        return f"{self.score} {target}" + (f" per {self.scope}" if scoped else "") + ordered + repaired
+        refined = " +refine" if self.refine else ""
+        return f"{self.score} {target}" + (f" per {self.scope}" if scoped else "") + ordered + repaired + refined
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in a YAML file."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from secateur.errors import InputError
-from secateur.reconstruct import damped
 from secateur.reconstruct.sparsegpt import importance
 from secateur.sparsity import Scope
 from secateur.stats import InputStats
@@ -58,8 +57,7 @@ def sparsegpt(weight: Tensor, stats: InputStats) -> Tensor:
 
     Needs ``stats.gram``. Channels that never had an input score 0, as there.
     """
-    assert stats.gram is not None
-    return importance(weight.float(), damped(stats.gram)) * (stats.square_sum > 0)
+    return importance(weight.float(), stats.damped) * (stats.square_sum > 0)
 
 
 def activation(weight: Tensor, stats: InputStats) -> Tensor:

@@ -1,7 +1,11 @@
 """What a linear's inputs were like, as sums, so that parts merge exactly into the whole."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
+
+from secateur.reconstruct.gram import Gram
 
 
 class InputStats:
@@ -47,6 +51,17 @@ class InputStats:
         self.rows += other.rows
         if self.gram is not None and other.gram is not None:
             self.gram += other.gram
+
+    @cached_property
+    def damped(self) -> Gram:
+        """The Gram matrix as reconstruction and scores need it. Asked for when all inputs have been seen."""
+        assert self.gram is not None
+        return Gram(self.gram)
+
+    @property
+    def dead(self) -> int:
+        """The number of channels that were zero at every token."""
+        return int((self.square_sum == 0).sum())
 
     @property
     def norm(self) -> Tensor:

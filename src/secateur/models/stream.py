@@ -25,21 +25,30 @@ class Stream:
 
     Attributes:
         hidden: per batch, what enters the next block: ``(B, L, H)``.
-        tokens: the number of calibration tokens.
+        tokens: the number of tokens that statistics are gathered on.
+        held_out: the number of the first batch that no statistic sees.
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Sequence[Block], batches: Sequence[Tensor], progress: Progress | None = None
+        self,
+        model: nn.Module,
+        blocks: Sequence[Block],
+        batches: Sequence[Tensor],
+        progress: Progress | None = None,
+        *,
+        held_out: int = 0,
     ) -> None:
         """Embed the batches and record how the model calls its blocks.
 
         Args:
             model: with everything but its blocks, and with its first block, in memory.
             batches: token ids, ``(B, L)`` int64 each.
+            held_out: so many of the last batches move along but count in no statistic.
         """
         self.blocks = blocks
         self.progress = progress or Progress()
-        self.tokens = sum(batch.numel() for batch in batches)
+        self.held_out = len(batches) - held_out
+        self.tokens = sum(batch.numel() for batch in batches[: self.held_out])
         self.hidden, self._calls = _record(model, blocks, batches)
 
     def observe(
@@ -57,23 +66,29 @@ class Stream:
         """
         block = self.blocks[index]
         with _watching(block, stride, gram, stop_early=not keep_output) as stats:
-            for i in range(len(self.hidden)):
+            for i in range(self.held_out):
                 try:
-                    output = self._run(index, i)
+                    output = self.run(index, i)
                 except _StopForward:
                     continue
                 if keep_output:
                     self.hidden[i] = output
+        if keep_output:
+            self._advance(index, self.held_out)
         return stats
 
     def advance(self, index: int) -> None:
         """Move the hidden states on through block ``index`` as it is now."""
-        for i in range(len(self.hidden)):
-            self.hidden[i] = self._run(index, i)
+        self._advance(index, 0)
+
+    def _advance(self, index: int, first: int) -> None:
+        for i in range(first, len(self.hidden)):
+            self.hidden[i] = self.run(index, i)
 
     @torch.no_grad()
-    def _run(self, index: int, batch: int) -> Tensor:
-        states, call = self.hidden[batch], self._calls[index][batch]
+    def run(self, index: int, batch: int, states: Tensor | None = None) -> Tensor:
+        """What block ``index`` as it is now makes of a batch, ``(B, L, H)``: of ``states``, or its hidden states."""
+        states, call = self.hidden[batch] if states is None else states, self._calls[index][batch]
         try:
             output = self.blocks[index].module(states, *call.args, **call.kwargs)
         finally:

@@ -7,7 +7,8 @@ bool ``(O, I)``, G is ``(I, I)``.
 
 from secateur.reconstruct.admm import admm
 from secateur.reconstruct.cg import masked_cg
-from secateur.reconstruct.gram import damped, output_error
+from secateur.reconstruct.gram import Gram, output_error
+from secateur.reconstruct.refine import refine, refined
 from secateur.reconstruct.sparsegpt import sparsegpt
 
-__all__ = ["admm", "damped", "masked_cg", "output_error", "sparsegpt"]
+__all__ = ["Gram", "admm", "masked_cg", "output_error", "refine", "refined", "sparsegpt"]

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from secateur.reconstruct.cg import masked_cg
-from secateur.reconstruct.gram import output_error
+from secateur.reconstruct.gram import Gram, output_error
 from secateur.sparsity import Pattern, select
 
 
-def admm(dense: Tensor, mask: Tensor, gram: Tensor, pattern: Pattern, steps: int = 60) -> tuple[Tensor, Tensor]:
+def admm(dense: Tensor, mask: Tensor, gram: Gram, pattern: Pattern, steps: int = 60) -> tuple[Tensor, Tensor]:
     """Look for a better mask than ``mask``, and its weights.
 
     Minimises the output error subject to W = D, where D obeys the pattern:
@@ -19,7 +19,7 @@ def admm(dense: Tensor, mask: Tensor, gram: Tensor, pattern: Pattern, steps: int
     Args:
         dense: ``(O, I)`` float32.
         mask: bool ``(O, I)``, where to start.
-        gram: positive definite ``(I, I)`` float32.
+        gram: of the inputs.
         pattern: what the mask must obey.
         steps: at most.
 
@@ -27,12 +27,11 @@ def admm(dense: Tensor, mask: Tensor, gram: Tensor, pattern: Pattern, steps: int
         mask and weights, both ``(O, I)``.
     """
     # In units in which every channel has the same input, so that magnitudes can be compared.
-    unit = gram.diagonal().sqrt()
-    scaled, target = gram / unit[:, None] / unit, dense * unit
-    values, vectors = torch.linalg.eigh(scaled)
+    values, vectors = gram.spectrum
+    target = dense * gram.unit
     split, dual = target * mask, torch.zeros_like(dense)
     current, rho = mask, 0.1
-    pull = target @ scaled
+    pull = (dense @ gram.matrix) / gram.unit
     for step in range(steps):
         solved = ((pull - dual + rho * split) @ vectors / (values + rho)) @ vectors.T
         moved = solved + dual / rho
@@ -45,7 +44,7 @@ def admm(dense: Tensor, mask: Tensor, gram: Tensor, pattern: Pattern, steps: int
             if changed == 0:
                 break
             rho *= 1.3 if changed > 0.01 else 1.1
-    before, after = masked_cg(dense, mask, gram), masked_cg(dense, current, gram, split / unit)
-    if output_error(after, dense, gram) < output_error(before, dense, gram):
+    before, after = masked_cg(dense, mask, gram), masked_cg(dense, current, gram, split / gram.unit)
+    if output_error(after, dense, gram.matrix) < output_error(before, dense, gram.matrix):
         return current, after
     return mask, before

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from secateur.reconstruct.gram import Gram
 
-def masked_cg(dense: Tensor, mask: Tensor, gram: Tensor, start: Tensor | None = None, steps: int = 10) -> Tensor:
+
+def masked_cg(dense: Tensor, mask: Tensor, gram: Gram, start: Tensor | None = None, steps: int = 10) -> Tensor:
     """Minimise tr((dense − W) G (dense − W)ᵀ) over the W that are zero outside ``mask``.
 
     The rows of W are independent least-squares problems with one G: each has step lengths of its own, and
@@ -14,7 +16,7 @@ def masked_cg(dense: Tensor, mask: Tensor, gram: Tensor, start: Tensor | None = 
     Args:
         dense: ``(O, I)`` float32.
         mask: bool ``(O, I)``.
-        gram: positive definite ``(I, I)`` float32: see :func:`secateur.reconstruct.gram.damped`.
+        gram: of the inputs.
         start: where to begin, ``(O, I)``; the masked dense weight by default.
         steps: each is one matrix product ``(O, I) @ (I, I)``; as many as I reach the optimum exactly.
 
@@ -22,12 +24,12 @@ def masked_cg(dense: Tensor, mask: Tensor, gram: Tensor, start: Tensor | None = 
         ``(O, I)`` float32, exactly zero outside the mask.
     """
     weight = (dense if start is None else start) * mask
-    scale = gram.diagonal().reciprocal()
-    residual = ((dense - weight) @ gram) * mask
+    scale = gram.matrix.diagonal().reciprocal()
+    residual = ((dense - weight) @ gram.matrix) * mask
     direction = preconditioned = residual * scale
     size = (residual * preconditioned).sum(1, keepdim=True)
     for _ in range(steps):
-        image = (direction @ gram) * mask
+        image = (direction @ gram.matrix) * mask
         curvature = (direction * image).sum(1, keepdim=True)
         step = torch.where(curvature > 0, size / curvature, 0)  # rows that have arrived stay
         weight = weight + step * direction

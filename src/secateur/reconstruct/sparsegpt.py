@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from secateur.reconstruct.gram import Gram
 from secateur.sparsity import NM, Pattern, Unstructured, select
 
 BLOCK = 128
 
 
-def sparsegpt(dense: Tensor, gram: Tensor, *, mask: Tensor | None = None, pattern: Pattern | None = None) -> Tensor:
+def sparsegpt(dense: Tensor, gram: Gram, *, mask: Tensor | None = None, pattern: Pattern | None = None) -> Tensor:
     """Remove weights column after column, each time making up for it with the columns to the right.
 
     With U the upper Cholesky factor of G⁻¹, removing w_j changes the row by −(w_j / U_jj) · U_j,j: (Algorithm 1).
@@ -17,7 +18,7 @@ def sparsegpt(dense: Tensor, gram: Tensor, *, mask: Tensor | None = None, patter
 
     Args:
         dense: ``(O, I)`` float32.
-        gram: positive definite ``(I, I)`` float32: see :func:`secateur.reconstruct.gram.damped`.
+        gram: of the inputs.
         mask: the given mask, bool ``(O, I)``; or else
         pattern: what its own mask must obey.
 
@@ -25,7 +26,7 @@ def sparsegpt(dense: Tensor, gram: Tensor, *, mask: Tensor | None = None, patter
         ``(O, I)`` float32, exactly zero outside the mask.
     """
     weight = dense.clone()
-    factor = inverse_factor(gram)
+    factor = gram.inverse_factor
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
     width = weight.shape[1]
     group = pattern.group if isinstance(pattern, NM) else 1
@@ -59,16 +60,9 @@ def _select_in_block(score: Tensor, pattern: Unstructured, start: int, stop: int
     return select(score, Unstructured((removed[1] - removed[0]) / here, pattern.scope))
 
 
-def inverse_factor(gram: Tensor) -> Tensor:
-    """U, upper triangular, with UᵀU = G⁻¹: ``(I, I)``."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    return torch.linalg.cholesky(inverse, upper=True)
-
-
-def importance(dense: Tensor, gram: Tensor) -> Tensor:
+def importance(dense: Tensor, gram: Gram) -> Tensor:
     """w² / [G⁻¹]_jj: how much the error rises when this weight goes and the others make up for it, ``(O, I)``.
 
     It is what the sweep compares, before any weight is removed: there U_jj² is [G⁻¹]_jj of the columns from j on.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    return dense**2 / inverse.diagonal()
+    return dense**2 / gram.inverse_diagonal

@@ -1,0 +1,71 @@
+"""Prune the linears that share their inputs: masks first, then steps that the guard may take back."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from secateur.checkpoint import load_into
+from secateur.layers import LayerResult, Pruning
+from secateur.models.blocks import Block
+from secateur.models.families import Linear
+from secateur.models.guard import Guard, Trial
+from secateur.recipe import Recipe
+from secateur.stats import InputStats
+
+
+def prune_group(
+    block: Block,
+    group: Sequence[Linear],
+    tensors: dict[str, Tensor],
+    stats: dict[str, InputStats],
+    recipe: Recipe,
+    orders: dict[str, Tensor],
+    guard: Guard | None,
+    device: torch.device,
+) -> tuple[list[LayerResult], list[Trial]]:
+    """Prune the linears of a reader group, in place among ``tensors``, and give them to the block's module.
+
+    Args:
+        block: which they belong to; its other linears are as they are to be while steps are judged.
+        group: linears that read at the same place.
+        tensors: the block's, by full name, as stored.
+        stats: by the linears' names; those of the group are taken out, so that their memory is free at the end.
+        recipe: what to do.
+        orders: gets the orders that linears choose for themselves.
+        guard: judges the recipe's steps; without, all are taken.
+        device: where to compute.
+    """
+    names = [block.full_name(linear) for linear in group]
+    stored = [f"{name}.weight" for name in names]
+    weights = [tensors[name] for name in stored]
+    inputs = [stats.pop(linear.name, None) for linear in group]
+    prunings = [
+        Pruning(name, weight, seen, recipe, device, orders)
+        for name, weight, seen in zip(names, weights, inputs, strict=True)
+    ]
+
+    def error() -> float:
+        now = [pruning.weight for pruning in prunings]
+        load_into(block.module, dict(zip(stored, now, strict=True)), block.prefix, device)
+        return guard.error() if guard else 0.0
+
+    trials = []
+    before = error()
+    for step in recipe.steps:
+        states = [pruning.state for pruning in prunings]
+        for pruning in prunings:
+            pruning.step(step)
+        after = error()
+        kept = after <= before
+        trials.append(Trial(names, step, before, after, kept))
+        if kept:
+            before = after
+        else:
+            for pruning, state in zip(prunings, states, strict=True):
+                pruning.accept(*state)
+    results = [pruning.result() for pruning in prunings]
+    for pruning, weight in zip(prunings, weights, strict=True):
+        weight.copy_(pruning.weight)
+    load_into(block.module, dict(zip(stored, weights, strict=True)), block.prefix, device)
+    return results, trials if guard else []
