@@ -8,17 +8,15 @@ layer, of the share of weights that a channel keeps, averaged over layers of one
 largest share.
 """
 
-import argparse
-import json
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
+from common import parser, recipe_of, show
+
 import secateur
 from secateur.checkpoint import Source
-from secateur.recipe import Recipe
 
 SETTINGS: dict[str, dict[str, object]] = {
     "unstructured 50 %": {"sparsity": 0.5},
@@ -28,17 +26,12 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--calibration", default="c4")
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--score", default="ria")
-    args = parser.parse_args()
-    text = {"score": args.score, "calibration": args.calibration, "samples": args.samples, "length": args.length}
+    arguments = parser(__doc__, data=False)
+    arguments.add_argument("--score", default="ria")
+    args = arguments.parse_args()
     for setting, target in SETTINGS.items():
         with tempfile.TemporaryDirectory() as home:
-            manifest = secateur.prune(args.model, Path(home) / "out", Recipe.from_dict(text | target))
+            manifest = secateur.prune(args.model, Path(home) / "out", recipe_of(args, score=args.score, **target))
             source = Source(Path(home) / "out")
             kinds = defaultdict(list)
             for layer in manifest["layers"]:
@@ -47,8 +40,7 @@ def main() -> None:
                 kinds[layer["name"].split(".")[-1]].append((shares.std(), shares.min(), shares.max()))
         for kind, found in kinds.items():
             spread, least, most = (round(fmean(float(x[i]) for x in found), 4) for i in range(3))
-            row = {"setting": setting, "layers": kind, "spread": spread, "least": least, "most": most}
-            sys.stdout.write(json.dumps(row) + "\n")
+            show({"setting": setting, "layers": kind, "spread": spread, "least": least, "most": most})
 
 
 if __name__ == "__main__":

@@ -56,6 +56,25 @@ def test_options_win_over_the_recipe_file(tmp_path, dense, capsys):
     assert (recipe["score"], recipe["pattern"], recipe["sparsity"]) == ("wanda", None, 0.25)
 
 
+def test_a_preset_can_be_changed_and_its_steps_are_reported(tmp_path, dense, capsys):
+    line = ["prune", dense, "--out", tmp_path / "out", "--recipe", "best", "--quiet", *calibration(tmp_path)]
+    assert run(*line) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "ria 2:4 (50 %) lsa exact +cg +refine" in shown
+    assert "reconstruct: kept for" in shown
+    assert "refine: kept for" in shown
+    assert run(*line, "--force", "--json", "--no-refine", "--no-guard") == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["method"] == "ria 2:4 (50 %) lsa exact +cg"
+    assert manifest["guard"] == []
+
+
+def test_too_few_tokens_and_dead_channels_are_reported(tmp_path, dense, capsys):
+    line = ["prune", dense, "--out", tmp_path / "out", "--quiet", "--calibration", tmp_path / "text.txt"]
+    assert run(*line, "--samples", 1, "--length", 8) == 0
+    assert "21 linears have more input channels than calibration tokens" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

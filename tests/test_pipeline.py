@@ -177,3 +177,19 @@ def test_overflowing_activations_are_refused_by_name(tmp_path, recipe):
     state["model.layers.0.mlp.up_proj.weight"] *= 60000
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     refused(tmp_path, replace(recipe, dtype="float16"), r"model\.layers\.\d.*")
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "cg", "admm"])
+def test_dead_channels_and_too_few_tokens_are_survived_and_reported(method, tmp_path, recipe):
+    folder = pico.save("llama-mha", tmp_path / "dense")
+    state = load_file(folder / "model.safetensors")
+    state["model.embed_tokens.weight"][:, 5] = 0
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    steps = replace(recipe, pattern="2:4", permute="none", reconstruct=method, refine=True, samples=2, length=10)
+    manifest = secateur.prune(folder, tmp_path / "out", steps)
+    first = manifest["layers"][0]
+    assert (first["name"], first["dead_channels"], first["tokens"]) == ("model.layers.0.self_attn.q_proj", 1, 10)
+    assert manifest["layers"][-1]["dead_channels"] == 0
+    for weight in linears(weights(tmp_path / "out")).values():
+        assert weight.isfinite().all()
+        assert obeys(weight, NM(2, 4))

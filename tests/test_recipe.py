@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from secateur.errors import InputError
-from secateur.recipe import Recipe, choose_device, choose_dtype
+from secateur.recipe import PRESETS, Recipe, choose_device, choose_dtype
 from secateur.sparsity import NM, Unstructured
 
 
@@ -12,6 +12,20 @@ def test_yaml_round_trip(tmp_path):
 
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
     assert Recipe.load(tmp_path / "r.yaml") == recipe
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_recipe_by_name(name):
+    assert Recipe.load(name).target == NM(2, 4)
+    assert Recipe.load(name).fold == "exact"
+
+
+def test_presets_are_what_they_say():
+    assert Recipe.load("paper").permute == "lsa-published"
+    assert not Recipe.load("fast").needs_inputs
+    assert Recipe.load("best").steps == ("reconstruct", "refine")
+    with pytest.raises(InputError, match="the presets are paper, best, fast"):
+        Recipe.load("bset")
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "8:16", "16:32"])

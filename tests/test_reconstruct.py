@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.reconstruct import Gram, admm, masked_cg, output_error, sparsegpt
+from secateur.reconstruct import Gram, admm, damped, masked_cg, output_error, refine, refined, shrunk, sparsegpt
 from secateur.reconstruct.sparsegpt import importance
 from secateur.sparsity import NM, Unstructured, obeys, select
 
@@ -14,7 +14,7 @@ def case(rows=12, columns=32, tokens=200, seed=0):
     weight = torch.randn(rows, columns, generator=draw)
     mixing = torch.randn(columns, columns, generator=draw) * 0.3 + torch.eye(columns)
     inputs = torch.randn(tokens, columns, generator=draw) @ mixing
-    return weight, inputs, Gram(inputs.T @ inputs)
+    return weight, inputs, damped(inputs.T @ inputs)
 
 
 def published_sparsegpt(weight, gram, mask):
@@ -81,7 +81,7 @@ def test_sparsegpt_removes_exactly_what_was_asked(scope, sparsity):
 def test_with_channels_apart_the_score_is_that_of_wanda_squared():
     weight, _, _ = case()
     norms = torch.rand(32) + 0.5
-    torch.testing.assert_close(importance(weight, Gram(torch.diag(norms**2), damping=0)), (weight * norms) ** 2)
+    torch.testing.assert_close(importance(weight, Gram(torch.diag(norms**2))), (weight * norms) ** 2)
 
 
 def test_the_factor_is_that_of_the_inverse():
@@ -94,7 +94,7 @@ def test_the_factor_is_that_of_the_inverse():
 @pytest.mark.parametrize("pattern", [NM(2, 4), Unstructured(0.7)], ids=str)
 def test_cg_reaches_the_least_squares_optimum(pattern):
     weight, inputs, _ = case()
-    gram = Gram(inputs.T @ inputs, damping=0)
+    gram = Gram(inputs.T @ inputs)
     mask = select(weight.abs(), pattern)
     found = masked_cg(weight, mask, gram, steps=64)
     assert (found[~mask] == 0).all()
@@ -130,11 +130,12 @@ def test_dead_channels_and_no_tokens_at_all():
     weight, inputs, _ = case()
     inputs[:, 3] = 0
     mask = select(weight.abs(), NM(2, 4))
-    for gram in (Gram(inputs.T @ inputs), Gram(torch.zeros(32, 32))):
+    silent = torch.zeros(32, 32)
+    for gram in (damped(inputs.T @ inputs), damped(silent), shrunk(inputs.T @ inputs), shrunk(silent)):
         for found in (sparsegpt(weight, gram, mask=mask), masked_cg(weight, mask, gram)):
             assert found.isfinite().all()
         assert admm(weight, mask, gram, NM(2, 4))[1].isfinite().all()
-    torch.testing.assert_close(masked_cg(weight, mask, Gram(torch.zeros(32, 32))), weight * mask)
+    torch.testing.assert_close(masked_cg(weight, mask, damped(torch.zeros(32, 32))), weight * mask)
 
 
 def test_output_error_is_that_of_the_outputs():
@@ -142,3 +143,63 @@ def test_output_error_is_that_of_the_outputs():
     pruned = weight * select(weight.abs(), NM(2, 4))
     expected = (inputs @ (weight - pruned).T).norm() / (inputs @ weight.T).norm()
     assert output_error(pruned, weight, inputs.T @ inputs) == pytest.approx(expected.item(), rel=1e-5)
+
+
+PATTERNS = [NM(2, 4), NM(4, 8), NM(8, 32), Unstructured(0.5), Unstructured(0.7, "row")]
+
+
+@pytest.mark.parametrize("refit", [True, False])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_refinement_never_raises_the_error_and_keeps_the_pattern(pattern, refit):
+    weight, _, gram = case(columns=160, tokens=600)
+    mask = select(weight.abs() * gram.unit, pattern)
+    start, errors = weight * mask, []
+    moved, changed = mask, start
+    for _ in range(4):
+        errors.append(output_error(changed, weight, gram.matrix))
+        moved, changed = refine(weight, moved, gram, pattern, changed, refit=refit)
+        assert obeys(moved, pattern)
+        assert torch.equal(moved.sum(1), mask.sum(1))
+        assert (changed[~moved] == 0).all()
+        if not refit:
+            assert torch.equal(changed, weight * moved)
+    assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(errors))
+    assert errors[-1] < 0.97 * errors[0]
+    assert torch.equal(mask, select(weight.abs() * gram.unit, pattern)), "the given mask was changed"
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_the_best_exchange_is_that_of_brute_force(refit):
+    weight, _, gram = case(rows=6, columns=5, tokens=50)
+    mask = select(torch.rand(6, 5, generator=torch.Generator().manual_seed(3)), NM(2, 5))
+    _, found = refine(weight, mask, gram, NM(2, 5), refit=refit)
+    for row, kept, ours in zip(weight, mask, found, strict=True):
+        least = trial_error(row * kept, row, gram)
+        for gone, come in itertools.product(kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]):
+            trial = row * kept
+            trial[gone] = 0
+            pull = ((row - trial) @ gram.matrix)[come] / gram.matrix[come, come]
+            trial[come] = pull if refit else row[come]
+            least = min(least, trial_error(trial, row, gram))
+        assert trial_error(ours, row, gram) == pytest.approx(least, rel=1e-4)
+
+
+def trial_error(trial, row, gram):
+    return ((trial - row) @ gram.matrix @ (trial - row)).item()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_refinement_beats_the_best_weights_of_the_given_mask(pattern):
+    weight, _, gram = case(columns=160, tokens=600)
+    mask = select(weight.abs() * gram.unit, pattern)
+    best = masked_cg(weight, mask, gram, steps=160)
+    _, changed = refined(weight, mask, gram, pattern, best, refit=True)
+    assert output_error(changed, weight, gram.matrix) < 0.97 * output_error(best, weight, gram.matrix)
+
+
+def test_a_mask_that_keeps_everything_or_one_group_stays():
+    weight, _, gram = case(columns=16)
+    for mask in (torch.ones(12, 16, dtype=torch.bool), torch.zeros(12, 16, dtype=torch.bool)):
+        moved, changed = refine(weight, mask, gram, NM(2, 4))
+        assert torch.equal(moved, mask)
+        assert torch.equal(changed, weight * mask)

@@ -7,10 +7,10 @@ from secateur.models.stream import Stream
 from tests import pico
 
 
-def stream_of(name, batches):
+def stream_of(name, batches, held_out=0):
     model = pico.build(name)
     blocks = blocks_of(model, family_of(model))
-    return model, blocks, Stream(model, blocks, batches)
+    return model, blocks, Stream(model, blocks, batches, held_out=held_out)
 
 
 @pytest.mark.parametrize("name", pico.ALL)
@@ -90,3 +90,20 @@ def test_models_without_blocks_are_refused():
         family_of(torch.nn.Linear(2, 2))
     with pytest.raises(InputError, match=r"hold no nn\.Linear"):
         family_of(torch.nn.Sequential(torch.nn.ModuleList([torch.nn.LayerNorm(4)])))
+
+
+@pytest.mark.parametrize("keep_output", [True, False])
+def test_no_statistic_sees_what_is_held_out_but_it_moves_along(keep_output):
+    batches = [pico.tokens(2, 24), pico.tokens(1, 20, seed=3), pico.tokens(2, 24, seed=2)]
+    _, _, part = stream_of("llama-gqa-tied", batches[:2])
+    _, _, all_of_it = stream_of("llama-gqa-tied", batches)
+    _, _, stream = stream_of("llama-gqa-tied", batches, held_out=1)
+    assert stream.tokens == part.tokens == 68
+    seen, expected = (x.observe(0, gram=True, keep_output=keep_output) for x in (stream, part))
+    if not keep_output:
+        stream.advance(0)
+    all_of_it.advance(0)
+    for name, stats in seen.items():
+        assert torch.equal(stats.gram, expected[name].gram)
+    for ours, theirs in zip(stream.hidden, all_of_it.hidden, strict=True):
+        assert torch.equal(ours, theirs)

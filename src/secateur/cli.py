@@ -28,11 +28,12 @@ app = App(
     name="secateur",
     help="Prune large language models after training.",
     version=secateur.__version__,
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative_iterable=()),
 )
 
-Json = Annotated[bool, Parameter(help="Print the result as one JSON document instead of a table.")]
-Quiet = Annotated[bool, Parameter(help="Draw no progress bars.")]
+Json = Annotated[bool, Parameter(help="Print the result as one JSON document instead of a table.", negative=())]
+Quiet = Annotated[bool, Parameter(help="Draw no progress bars.", negative=())]
+Force = Annotated[bool, Parameter(help="Replace a model folder that is already there.", negative=())]
 
 
 def _progress(quiet: bool) -> Progress:
@@ -49,8 +50,8 @@ def prune(
     *,
     out: Path,
     options: Annotated[Recipe, Parameter(name="*")] = Recipe(),  # noqa: B008 (frozen)
-    recipe: Path | None = None,
-    force: bool = False,
+    recipe: str | None = None,
+    force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -63,15 +64,15 @@ def prune(
     out
         The folder to write.
     recipe
-        A YAML file with any of the options below; those given here win.
-    force
-        Replace a model folder that is already there.
+        paper, best, fast, or a YAML file with any of the options below; those given here win.
     """
     manifest = secateur.prune(model, out, options, force=force, progress=_progress(quiet))
     if json:
         _print_json(manifest)
     else:
         console.out.print(console.pruning_table(manifest))
+        for note in console.pruning_notes(manifest):
+            console.out.print(note, highlight=False)
         console.out.print(f"written to {out}", highlight=False)
 
 

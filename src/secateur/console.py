@@ -100,6 +100,25 @@ def pruning_table(manifest: dict[str, Any]) -> Table:
     return table
 
 
+def pruning_notes(manifest: dict[str, Any]) -> list[str]:
+    """What a reader of the table should know besides: what the guard kept, and layers that saw too little."""
+    layers, notes = manifest["layers"], []
+    for step in dict.fromkeys(trial["step"] for trial in manifest["guard"]):
+        trials = [trial for trial in manifest["guard"] if trial["step"] == step]
+        change = fmean(trial["after"] / trial["before"] - 1 for trial in trials if trial["before"])
+        kept = sum(trial["kept"] for trial in trials)
+        notes.append(
+            f"{step}: kept for {kept} of {len(trials)} reader groups; tried, it changes the error of the block's "
+            f"output on {manifest['calibration']['held_out']} held-out samples by {change:+.1%} on average"
+        )
+    if short := [layer for layer in layers if layer["tokens"] is not None and layer["tokens"] < layer["shape"][1]]:
+        notes.append(f"{len(short)} linears have more input channels than calibration tokens: take more samples")
+    if dead := [layer for layer in layers if layer["dead_channels"]]:
+        channels = sum(layer["dead_channels"] for layer in dead)
+        notes.append(f"{len(dead)} linears have input channels that were zero at every token, {channels} in all")
+    return notes
+
+
 def perplexity_table(results: Sequence[Perplexity]) -> Table:
     """Models side by side, the first of them as the reference."""
     first = results[0]

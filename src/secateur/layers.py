@@ -118,12 +118,12 @@ class Pruning:
     def step(self, name: Step) -> None:
         """Take a step: ``reconstruct``, or ``refine`` the mask (and reconstruct again)."""
         assert self._stats is not None
-        gram, pattern, method = self._stats.damped, self._recipe.target, self._recipe.reconstruct
+        gram, pattern, method = self._stats.shrunk, self._recipe.target, self._recipe.reconstruct
         mask, weight = self.state
         if name == "refine":
             self.accept(*refined(self._dense, mask, gram, pattern, weight, refit=method != "none"))
         elif method == "sparsegpt":
-            self.accept(mask, sparsegpt(self._dense, gram, mask=mask))
+            self.accept(mask, sparsegpt(self._dense, self._stats.damped, mask=mask))
         elif method == "admm":
             self.accept(*admm(self._dense, mask, gram, pattern))
         else:

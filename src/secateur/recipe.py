@@ -20,6 +20,8 @@ Fold = Literal["exact", "gather", "none"]
 Reconstruct = Literal["none", "sparsegpt", "cg", "admm"]
 Step = Literal["reconstruct", "refine"]
 
+PRESETS = ("paper", "best", "fast")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -175,15 +177,19 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
-        """Read a YAML file of fields.
+        """Read a YAML file of fields, or the preset of that name, one of :data:`PRESETS`.
 
         Raises:
             InputError: when there is no such file, or a field is unknown or of the wrong type.
         """
+        file = Path(__file__).parent / "recipes" / f"{path}.yaml" if path in PRESETS else Path(path)
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except OSError as error:
-            raise InputError(f"recipe {path} cannot be read: {error.strerror}") from None
+            presets = ", ".join(PRESETS)
+            raise InputError(
+                f"recipe {path} cannot be read ({error.strerror}), and the presets are {presets}"
+            ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"recipe {path} is not YAML: {error}") from None
         return cls.from_dict(data, str(path))

@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from secateur.reconstruct.gram import Gram
+from secateur.reconstruct.gram import Gram, damped, shrunk
 
 
 class InputStats:
@@ -54,9 +54,15 @@ class InputStats:
 
     @cached_property
     def damped(self) -> Gram:
-        """The Gram matrix as reconstruction and scores need it. Asked for when all inputs have been seen."""
+        """The Gram matrix as SparseGPT takes it. Asked for when all inputs have been seen."""
         assert self.gram is not None
-        return Gram(self.gram)
+        return damped(self.gram)
+
+    @cached_property
+    def shrunk(self) -> Gram:
+        """The Gram matrix as our reconstructions take it. Asked for when all inputs have been seen."""
+        assert self.gram is not None
+        return shrunk(self.gram)
 
     @property
     def dead(self) -> int:

@@ -7,8 +7,8 @@ bool ``(O, I)``, G is ``(I, I)``.
 
 from secateur.reconstruct.admm import admm
 from secateur.reconstruct.cg import masked_cg
-from secateur.reconstruct.gram import Gram, output_error
+from secateur.reconstruct.gram import Gram, damped, output_error, shrunk
 from secateur.reconstruct.refine import refine, refined
 from secateur.reconstruct.sparsegpt import sparsegpt
 
-__all__ = ["Gram", "admm", "masked_cg", "output_error", "refine", "refined", "sparsegpt"]
+__all__ = ["Gram", "admm", "damped", "masked_cg", "output_error", "refine", "refined", "shrunk", "sparsegpt"]

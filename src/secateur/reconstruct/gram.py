@@ -5,24 +5,21 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# Added to the diagonal, as a share of its mean, as SparseGPT does: fewer tokens than channels leave G singular.
+# Added to the diagonal, as a share of its mean: SparseGPT's.
 DAMPING = 0.01
+# Added to the diagonal, as a share of itself: measured (docs/reconstruction.md).
+SHRINKAGE = 0.2
 
 
 class Gram:
-    """The damped Gram matrix of a linear's inputs, and its factors, each computed once for all who ask.
+    """The Gram matrix of a linear's inputs, and its factors, each computed once for all who ask.
 
     Attributes:
-        matrix: G, positive definite, ``(I, I)`` float32: the sums with ``damping`` times their mean diagonal
-            added to the diagonal. A channel that never had an input gets 1 where that mean is 0 as well.
+        matrix: G, positive definite, ``(I, I)`` float32.
     """
 
-    def __init__(self, sums: Tensor, damping: float = DAMPING) -> None:
-        """Damp ``sums``, Σ x xᵀ, ``(I, I)`` of any floating dtype."""
-        self.matrix = sums.float().clone()
-        diagonal = self.matrix.diagonal()
-        diagonal += damping * diagonal.mean()
-        diagonal[diagonal == 0] = 1
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
 
     @cached_property
     def inverse_factor(self) -> Tensor:
@@ -45,6 +42,32 @@ class Gram:
         """Eigenvalues ``(I,)``, rising, and eigenvectors ``(I, I)``, as columns, of G / unit / unitᵀ."""
         values, vectors = torch.linalg.eigh(self.matrix / self.unit[:, None] / self.unit)
         return values, vectors
+
+
+def damped(sums: Tensor) -> Gram:
+    """Σ x xᵀ, ``(I, I)``, as SparseGPT takes it: with a share of its mean diagonal added to the diagonal.
+
+    Fewer tokens than channels leave the sums singular.
+    """
+    return _raised(sums, DAMPING * sums.diagonal().mean().expand(len(sums)))
+
+
+def shrunk(sums: Tensor) -> Gram:
+    """Σ x xᵀ, ``(I, I)``, with every channel's own diagonal raised by the same share.
+
+    Correlations between channels count for less by 1 / (1 + :data:`SHRINKAGE`), as is usual for covariances
+    estimated from few samples; the weights are drawn towards the dense ones, by as much in loud channels as
+    in quiet ones.
+    """
+    return _raised(sums, SHRINKAGE * sums.diagonal())
+
+
+def _raised(sums: Tensor, ridge: Tensor) -> Gram:
+    matrix = sums.float().clone()
+    diagonal = matrix.diagonal()
+    diagonal += ridge
+    diagonal[diagonal == 0] = 1  # a channel that never had an input
+    return Gram(matrix)
 
 
 def output_error(weight: Tensor, dense: Tensor, gram: Tensor) -> float:
