@@ -8,16 +8,28 @@ from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
     Lfm2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
+
+from secateur.checkpoint import Source
+from secateur.models.blocks import blocks_of, family_of
 
 VOCABULARY = 256
 _SIZES = {
@@ -34,7 +46,11 @@ def _sized(kind: type[PreTrainedConfig], **more: object) -> PreTrainedConfig:
     return kind(**_SIZES | more)
 
 
-# Families that Secateur knows by name.
+_GPT = {"vocab_size": VOCABULARY, "n_positions": 128, "n_embd": 32, "n_layer": 3, "n_head": 4}
+_OPT = {"ffn_dim": 64, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2}
+_MOE = {"num_key_value_heads": 2, "num_experts_per_tok": 2}
+
+# Models of the families that Secateur knows by name.
 KNOWN = {
     "llama-mha": lambda: _sized(LlamaConfig, num_key_value_heads=4),
     "llama-gqa-tied": lambda: _sized(LlamaConfig, num_key_value_heads=2, tie_word_embeddings=True),
@@ -42,16 +58,35 @@ KNOWN = {
     "mistral": lambda: _sized(MistralConfig, num_key_value_heads=2, sliding_window=16),
     "qwen2": lambda: _sized(Qwen2Config, num_key_value_heads=2),
     "qwen3": lambda: _sized(Qwen3Config, num_key_value_heads=2, head_dim=8),
-}
-# Decoders that it walks: one that calls its blocks by keyword, one whose blocks differ, one whose blocks return tuples.
-WALKED = {
+    "gemma2": lambda: _sized(Gemma2Config, num_key_value_heads=2, head_dim=8, sliding_window=16),
+    "gemma3": lambda: _sized(Gemma3TextConfig, num_key_value_heads=2, head_dim=8, sliding_window=16),
+    "phi3": lambda: _sized(Phi3Config, num_key_value_heads=2, pad_token_id=0),
+    "opt": lambda: _sized(OPTConfig, **_OPT),
+    "opt-350m": lambda: _sized(OPTConfig, **_OPT, word_embed_proj_dim=16, do_layer_norm_before=False),
+    "gpt2": lambda: GPT2Config(**_GPT, bos_token_id=0, eos_token_id=0),
     "gpt-neox": lambda: _sized(GPTNeoXConfig),
+    "gpt-neox-serial": lambda: _sized(GPTNeoXConfig, use_parallel_residual=False),
+    "bloom": lambda: BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=3, n_head=4),
+    "falcon-7b": lambda: _sized(FalconConfig, ffn_hidden_size=128, multi_query=True, parallel_attn=True),
+    "falcon-40b": lambda: _sized(FalconConfig, ffn_hidden_size=128, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon-rw": lambda: _sized(
+        FalconConfig, ffn_hidden_size=128, multi_query=False, parallel_attn=False, bias=True, alibi=True
+    ),
+    "mixtral": lambda: _sized(MixtralConfig, **_MOE, num_local_experts=4),
+    "qwen3-moe": lambda: _sized(
+        Qwen3MoeConfig, **_MOE, num_experts=4, moe_intermediate_size=16, head_dim=8, mlp_only_layers=[1]
+    ),
+}
+# Decoders that it walks: blocks that differ, and attention that no family describes.
+WALKED = {
     "lfm2": lambda: _sized(
         Lfm2Config, num_key_value_heads=2, block_multiple_of=8, layer_types=["conv", "full_attention", "conv"]
     ),
-    "bloom": lambda: BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=3, n_head=4),
+    "gpt-j": lambda: GPTJConfig(**_GPT, rotary_dim=4, bos_token_id=0, eos_token_id=0),
 }
 ALL = KNOWN | WALKED
+# Known ones in which some of what reads the residual space has no norm, or no norm of its own, before it.
+UNGATHERED = ("opt-350m", "mixtral", "qwen3-moe")
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -82,3 +117,12 @@ def save(name: str, folder: Path, dtype: torch.dtype = torch.float32, seed: int 
 def tokens(samples: int = 4, length: int = 24, seed: int = 1) -> torch.Tensor:
     """Random token ids ``(samples, length)``."""
     return torch.randint(VOCABULARY, (samples, length), generator=torch.Generator().manual_seed(seed))
+
+
+def linears(folder: Path) -> dict[str, torch.Tensor]:
+    """The weight of every prunable linear of a written folder, ``(O, I)``, by its full name."""
+    source = Source(folder)
+    skeleton = source.skeleton(torch.float32)
+    tensors = source.read([name for name in source.names() if not name.endswith(".order")])
+    blocks = blocks_of(skeleton, family_of(skeleton))
+    return {block.full_name(x): block.stored(x, tensors) for block in blocks for x in block.linears}

@@ -29,7 +29,7 @@ ORDER = [
     {"data.tokens"},
     {"data"},
     {"recipe"},
-    {"checkpoint.layout"},
+    {"checkpoint.layout", "checkpoint.experts"},
     {"checkpoint.source"},
     {"checkpoint.finding", "checkpoint.writer"},
     {"checkpoint", "layers"},

@@ -71,8 +71,10 @@ def test_a_preset_can_be_changed_and_its_steps_are_reported(tmp_path, dense, cap
 
 def test_too_few_tokens_and_dead_channels_are_reported(tmp_path, dense, capsys):
     line = ["prune", dense, "--out", tmp_path / "out", "--quiet", "--calibration", tmp_path / "text.txt"]
-    assert run(*line, "--samples", 1, "--length", 8) == 0
-    assert "21 linears have more input channels than calibration tokens" in " ".join(capsys.readouterr().out.split())
+    assert run(*line, "--samples", 1, "--length", 40) == 0
+    assert "3 linears have more input channels than calibration tokens" in " ".join(capsys.readouterr().out.split())
+    assert run(*line, "--force", "--samples", 1, "--length", 8) == 0
+    assert "21 linears saw fewer than 32 calibration tokens" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from secateur.evaluate.perplexity import Perplexity
 from secateur.inspection import Inspection
+from secateur.layers import FEWEST_TOKENS
 from secateur.progress import Progress
 from secateur.verification import Verdict
 
@@ -95,7 +96,8 @@ def pruning_table(manifest: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for kind, layers in [*kinds.items(), ("all", manifest["layers"])]:
         shape = "×".join(map(str, layers[0]["shape"])) if kind != "all" else ""
-        means = [f"{fmean(value(layer) for layer in layers):.3f}" for value in columns.values()]
+        found = [[value(layer) for layer in layers if value(layer) is not None] for value in columns.values()]
+        means = [f"{fmean(values):.3f}" if values else "" for values in found]
         table.add_row(kind, str(len(layers)), shape, *means, end_section=kind == list(kinds)[-1])
     return table
 
@@ -113,6 +115,11 @@ def pruning_notes(manifest: dict[str, Any]) -> list[str]:
         )
     if short := [layer for layer in layers if layer["tokens"] is not None and layer["tokens"] < layer["shape"][1]]:
         notes.append(f"{len(short)} linears have more input channels than calibration tokens: take more samples")
+    if blind := [layer for layer in layers if layer["score"] != manifest["recipe"]["score"]]:
+        notes.append(
+            f"{len(blind)} linears saw fewer than {FEWEST_TOKENS} calibration tokens, and were pruned by their weights "
+            f"alone (ri): {', '.join(layer['name'] for layer in blind[:3])}{' …' if len(blind) > 3 else ''}"
+        )
     if dead := [layer for layer in layers if layer["dead_channels"]]:
         channels = sum(layer["dead_channels"] for layer in dead)
         notes.append(f"{len(dead)} linears have input channels that were zero at every token, {channels} in all")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from secateur.checkpoint import load_into
 from secateur.layers import LayerResult, Pruning
 from secateur.models.blocks import Block
 from secateur.models.families import Linear
@@ -37,8 +36,7 @@ def prune_group(
         device: where to compute.
     """
     names = [block.full_name(linear) for linear in group]
-    stored = [f"{name}.weight" for name in names]
-    weights = [tensors[name] for name in stored]
+    weights = [block.stored(linear, tensors) for linear in group]
     inputs = [stats.pop(linear.name, None) for linear in group]
     prunings = [
         Pruning(name, weight, seen, recipe, device, orders)
@@ -46,8 +44,8 @@ def prune_group(
     ]
 
     def error() -> float:
-        now = [pruning.weight for pruning in prunings]
-        load_into(block.module, dict(zip(stored, now, strict=True)), block.prefix, device)
+        for linear, pruning in zip(group, prunings, strict=True):
+            block.weight(linear).copy_(pruning.weight)
         return guard.error() if guard else 0.0
 
     trials = []
@@ -65,7 +63,7 @@ def prune_group(
             for pruning, state in zip(prunings, states, strict=True):
                 pruning.accept(*state)
     results = [pruning.result() for pruning in prunings]
-    for pruning, weight in zip(prunings, weights, strict=True):
+    for linear, pruning, weight in zip(group, prunings, weights, strict=True):
         weight.copy_(pruning.weight)
-    load_into(block.module, dict(zip(stored, weights, strict=True)), block.prefix, device)
+        block.weight(linear).copy_(pruning.weight)
     return results, trials if guard else []

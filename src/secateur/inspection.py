@@ -25,7 +25,7 @@ class LayerView:
         sparsity: the share of weights that are zero.
         pattern: the tightest usual N:M that its non-zeros obey in storage order, or None.
         reads: the channel space of its input channels, or None if unknown.
-        writes: the channel space of its output channels, or None if unknown.
+        writes: the channel space of its output channels, or spaces if it is fused; None if unknown.
     """
 
     name: str
@@ -60,8 +60,8 @@ def inspect(model: str | Path) -> Inspection:
         for block in blocks_of(skeleton, family):
             for linear in block.linears:
                 name = block.full_name(linear)
-                weight = source.read([f"{name}.weight"])[f"{name}.weight"]
-                layers.append(_view(name, weight, linear.reads, linear.writes))
+                weight = block.stored(linear, source.read([block.prefix + linear.tensor]))
+                layers.append(_view(name, weight, linear.reads, " ".join(dict.fromkeys(linear.parts)) or None))
     return Inspection(str(model), family.name, layers)
 
 

@@ -14,6 +14,10 @@ from secateur.scores import SCORES, compute
 from secateur.sparsity import NM, Unstructured, retained, select, sparsity_of
 from secateur.stats import InputStats
 
+# A linear that sees fewer calibration tokens, such as an expert to which few are routed, is pruned by its weights
+# alone.
+FEWEST_TOKENS = 32
+
 
 @dataclass(frozen=True)
 class LayerResult:
@@ -27,6 +31,7 @@ class LayerResult:
         unstructured: the share that unstructured sparsity of the same degree would hold.
         relative_error: ‖X(W − W′)ᵀ‖ / ‖XWᵀ‖ in the Frobenius norm, over its calibration inputs X or a sample
             of them; None when there were none.
+        score: what it was pruned by: the recipe's score, or ri where it saw too few tokens.
         tokens: the number of calibration tokens that it was pruned by, or None.
         dead_channels: the number of its input channels that were zero at all of them, or None.
         nonzeros_sha256: of where its weights are not zero, as bytes 0 and 1, row by row.
@@ -41,6 +46,7 @@ class LayerResult:
     retained: float
     unstructured: float
     relative_error: float | None
+    score: str
     tokens: int | None
     dead_channels: int | None
     nonzeros_sha256: str
@@ -49,8 +55,17 @@ class LayerResult:
 
 
 def score_of(name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe) -> Tensor:
-    """The score of the linear ``name``; raises :class:`InputError` unless weight and inputs are finite."""
-    return compute(recipe.score, weight, stats, recipe.alpha, name)
+    """The score of the linear ``name``: the recipe's, or RI where too few tokens were seen for it.
+
+    Raises:
+        InputError: unless weight and inputs are finite.
+    """
+    return compute(recipe.score if sees_enough(stats) else "ri", weight, stats, recipe.alpha, name)
+
+
+def sees_enough(stats: InputStats | None) -> bool:
+    """Whether a linear of these inputs can be pruned by them. A recipe that needs none has None."""
+    return stats is None or stats.tokens >= FEWEST_TOKENS
 
 
 def search_order(score: Tensor, recipe: Recipe) -> Tensor:
@@ -80,8 +95,9 @@ class Pruning:
         orders: dict[str, Tensor],
     ) -> None:
         """Choose the mask of the dense ``weight`` as stored; an order of its own is added to ``orders``."""
-        self.name, self._recipe, self._dtype = name, recipe, weight.dtype
-        dense = weight.to(device).float()
+        self.name, self._dtype = name, weight.dtype
+        self._recipe, self._informed = recipe, stats is not None and sees_enough(stats)
+        dense = weight.to(device, torch.float32, copy=True)  # what it was copied from will be written to
         score = score_of(name, dense, stats, recipe)
         self._order = None
         if recipe.orders_channels and recipe.fold == "none":
@@ -93,7 +109,7 @@ class Pruning:
         self.accept(*self._own_mask())
 
     def _own_mask(self) -> tuple[Tensor, Tensor]:
-        if self._recipe.sweeps and self._stats:  # SparseGPT as published chooses its mask on the way
+        if self._recipe.sweeps and self._stats and self._informed:  # SparseGPT as published chooses its mask on the way
             pruned = sparsegpt(self._dense, self._stats.damped, pattern=self._recipe.target)
             return pruned != 0, pruned
         mask = select(self._score, self._recipe.target)
@@ -108,7 +124,7 @@ class Pruning:
     @property
     def stored(self) -> Tensor:
         """The current weights in this linear's own order, rounded as stored: what masking leaves is exactly zero."""
-        return self._changed.to(self._dtype) * self._mask
+        return self._changed.to(self._dtype).where(self._mask, 0)  # and never -0, which formats that go by bits keep
 
     @property
     def state(self) -> tuple[Tensor, Tensor]:
@@ -117,7 +133,8 @@ class Pruning:
 
     def step(self, name: Step) -> None:
         """Take a step: ``reconstruct``, or ``refine`` the mask (and reconstruct again)."""
-        assert self._stats is not None
+        if self._stats is None or not self._informed:
+            return
         gram, pattern, method = self._stats.shrunk, self._recipe.target, self._recipe.reconstruct
         mask, weight = self.state
         if name == "refine":
@@ -140,7 +157,8 @@ class Pruning:
             sparsity=sparsity_of(self.weight),
             retained=kept,
             unstructured=retained(self._score, select(self._score, free)) if isinstance(pattern, NM) else kept,
-            relative_error=relative_error(self._dense, self.stored.float(), stats) if stats else None,
+            relative_error=relative_error(self._dense, self.stored.float(), stats) if stats and stats.tokens else None,
+            score=self._recipe.score if sees_enough(stats) else "ri",
             tokens=stats.tokens if stats else None,
             dead_channels=stats.dead if stats else None,
             nonzeros_sha256=nonzeros_digest(self.weight),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.layers import score_of, search_order, share_kept
 from secateur.models.blocks import Block
-from secateur.models.families import Family, reader_groups
+from secateur.models.families import Family, Linear, reader_groups
 from secateur.models.fold import by_head, fold_block, inverse, join_heads, spread_to_queries
 from secateur.recipe import Recipe
 from secateur.runtime.gather import ORDER
@@ -33,9 +33,9 @@ class Orderer:
         orders: every order found so far, int64, by the full name of its space or linear.
     """
 
-    def __init__(self, recipe: Recipe, family: Family, heads: tuple[int, int, int], device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, family: Family, device: torch.device) -> None:
         assert isinstance(recipe.target, NM)
-        self.recipe, self.family, self.heads, self.device = recipe, family, heads, device
+        self.recipe, self.family, self.device = recipe, family, device
         self.pattern: NM = recipe.target
         self.orders: Tensors = {}
         self.shared: dict[str, list[Tensor]] = {}
@@ -44,10 +44,10 @@ class Orderer:
         """An order of the columns of ``score`` (R, I) by the recipe's method, int64 on the CPU."""
         return search_order(score, self.recipe).cpu()
 
-    def score(self, block: Block, name: str, tensors: Mapping[str, Tensor], stats: Stats) -> Tensor:
+    def score(self, block: Block, linear: Linear, tensors: Mapping[str, Tensor], stats: Stats) -> Tensor:
         """The score of one linear of a block, on the device."""
-        full = block.prefix + name
-        return score_of(full, tensors[f"{full}.weight"].to(self.device), stats.get(name), self.recipe)
+        weight = block.stored(linear, tensors).to(self.device)
+        return score_of(block.full_name(linear), weight, stats.get(linear.name), self.recipe)
 
     # ---------------------------------------------------------------- one order for the whole model
 
@@ -56,7 +56,7 @@ class Orderer:
         for space in self._spaces("model"):
             readers = [linear for linear in block.linears if linear.reads == space]
             for linear in readers:
-                score = self.score(block, linear.name, tensors, stats)
+                score = self.score(block, linear, tensors, stats)
                 stride = max(1, score.shape[0] * len(readers) * blocks // SURVEYED_ROWS)
                 # Every linear counts by the shares of its own score: some have far larger inputs than others.
                 rows = score[::stride] / score.mean().clamp_min(torch.finfo(score.dtype).tiny)
@@ -82,14 +82,14 @@ class Orderer:
             readers = [linear for linear in block.linears if linear.reads == space]
             if not readers:
                 continue
-            score = torch.cat([self.score(block, linear.name, tensors, stats) for linear in readers])
+            score = torch.cat([self.score(block, linear, tensors, stats) for linear in readers])
             if self.family.rules[space] == "block":
                 written = read = self.search(score)
-            elif self.heads[2] % self.pattern.group:
+            elif self.family.heads[2] % self.pattern.group:
                 continue  # groups would reach across heads, between which no channel may move
             else:
-                written = join_heads(torch.stack([self.search(head) for head in by_head(score, self.heads)]))
-                read = spread_to_queries(written, self.heads)
+                written = join_heads(torch.stack([self.search(head) for head in by_head(score, self.family.heads)]))
+                read = spread_to_queries(written, self.family.heads)
             fold_block(tensors, block.prefix, self.family, space, written, read)
             self._follow(stats, [linear.name for linear in readers], read)
             self.orders[block.prefix + space] = written
@@ -98,17 +98,16 @@ class Orderer:
 
     def _gather(self, block: Block, tensors: Tensors, stats: Stats) -> None:
         """An order for each place where model-wide spaces are read, stored as a tensor of the norm there."""
-        pruned = {linear.name for linear in block.linears}
         for group in reader_groups(x for space in self._spaces("model") for x in self.family.readers(space)):
-            names = [linear.name for linear in group if linear.name in pruned]
+            pruned = [linear for linear in group if linear in block.linears]
             norm = group[0].norm
-            if not names or norm is None:
+            if not pruned or norm is None:
                 continue
-            order = self.search(torch.cat([self.score(block, name, tensors, stats) for name in names]))
+            order = self.search(torch.cat([self.score(block, linear, tensors, stats) for linear in pruned]))
             for linear in group:  # those that are not pruned read the same inputs
-                weight = f"{block.prefix}{linear.name}.weight"
-                tensors[weight] = tensors[weight][:, order]
-            self._follow(stats, names, order)
+                weight = block.stored(linear, tensors)
+                weight.copy_(weight[:, order])
+            self._follow(stats, [linear.name for linear in pruned], order)
             tensors[block.prefix + norm + ORDER] = self.orders[block.prefix + norm] = order
 
     def _follow(self, stats: Stats, names: list[str], read: Tensor) -> None:
@@ -130,7 +129,7 @@ class Orderer:
         """
         shares: dict[str, dict[str, float]] = {}
         for group in reader_groups(block.linears):
-            scores = {linear.name: self.score(block, linear.name, tensors, stats) for linear in group}
+            scores = {linear.name: self.score(block, linear, tensors, stats) for linear in group}
             shared = self.orders.get(group[0].reads or "")
             for name, score in scores.items():
                 alone = self.search(score).to(self.device)

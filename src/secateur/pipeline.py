@@ -24,7 +24,7 @@ from secateur.groups import prune_group
 from secateur.layers import LayerResult
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.families import reader_groups
-from secateur.models.fold import fold_outer, heads_of
+from secateur.models.fold import fold_outer
 from secateur.models.guard import Guard, Trial
 from secateur.models.stream import Stream
 from secateur.ordering import Orderer
@@ -81,8 +81,8 @@ def prune(
             all_blocks = blocks_of(skeleton, family)
             blocks, skipped = leave_out_skipped(all_blocks, recipe)
             check_pattern(blocks, recipe)
-            if recipe.orders_channels and recipe.fold == "gather" and not family.rules:
-                raise InputError(f"--fold gather needs known channel spaces, and a {family.name} model has none")
+            if recipe.orders_channels and recipe.fold == "gather" and not (family.rules and family.gathers):
+                raise InputError(f"--fold gather needs a norm before every reader, and a {family.name} model has not")
             batches, held_out, calibration = draw_batches(source, recipe, device)
             inside = tuple(block.prefix for block in blocks)
             outer = source.read([name for name in source.names() if not name.startswith(inside)])
@@ -91,7 +91,7 @@ def prune(
         job = _Job(recipe, source, blocks, held_out, device, progress, clock)
         orderer = None
         if recipe.orders_channels and recipe.fold != "none":
-            orderer = Orderer(recipe, family, heads_of(source.config) if family.rules else (1, 1, 1), device)
+            orderer = Orderer(recipe, family, device)
         surveys = orderer is not None and recipe.fold == "exact" and "model" in family.rules.values()
         job.announce(batches, surveys)
         if orderer is not None and surveys:
@@ -100,7 +100,7 @@ def prune(
                 fold_outer(outer, family, space, order)
             load_into(skeleton, outer, "", device)
         with clock("write"):
-            writer.add(outer)
+            writer.add(source.stacks.apart(outer))
         layers, trials, orders = job.prune_blocks(orderer, skeleton, batches, writer)
 
         manifest = {
@@ -200,7 +200,7 @@ class _Job:
                         for linear, result in zip(group, results, strict=True)
                     ]
                 with self.clock("write"):
-                    writer.add(tensors)
+                    writer.add(self.source.stacks.apart(tensors))
                 if stream is None:
                     self.progress.advance(1)
                 elif not recipe.one_shot and not last:

@@ -13,8 +13,8 @@ from secateur.checkpoint import MANIFEST, ORDERS, Source, local_folder
 from secateur.errors import InputError
 from secateur.layers import bytes_digest, nonzeros_digest
 from secateur.models.blocks import Block, blocks_of, family_of
-from secateur.models.families import Family
-from secateur.models.fold import fold_block, fold_outer, heads_of, inverse, spread_to_queries
+from secateur.models.families import Family, Linear
+from secateur.models.fold import fold_block, fold_outer, inverse, spread_to_queries
 from secateur.recipe import Recipe
 from secateur.runtime.gather import ORDER
 from secateur.runtime.loading import load
@@ -68,18 +68,19 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         raise InputError(f"{folder} was not written by secateur: it has no {MANIFEST}")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        listed = {layer["name"] + ".weight" for layer in manifest["layers"]}
+        listed = [layer["name"] for layer in manifest["layers"]]
         recipe = Recipe.from_dict(manifest["recipe"], MANIFEST)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / MANIFEST} is damaged: {error!r}") from error
     source = Source(folder)
-    if absent := sorted(listed - set(source.files)):
+    linears = _linears(source)
+    if absent := [name for name in listed if name not in linears]:
         raise InputError(f"{folder} lacks {', '.join(absent[:3])}, which {MANIFEST} lists")
     pattern = recipe.target
     failures: dict[str, list[str]] = {}
     for layer in manifest["layers"]:
-        name = f"{layer['name']}.weight"
-        weight = source.read([name])[name]
+        block, linear = linears[layer["name"]]
+        weight = block.stored(linear, source.read([block.prefix + linear.tensor]))
         if not obeys(weight, pattern):
             failures.setdefault("pattern", []).append(layer["name"])
         if nonzeros_digest(weight) != layer["nonzeros_sha256"]:
@@ -91,7 +92,8 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     if dense is not None:
         with local_folder(str(dense)) as unpruned:
             unfolded = _unfolded(source, folder, recipe.fold)
-            wrong = _compare(unfolded, Source(unpruned), listed, recipe.reconstruct != "none")
+            pruned = {block.prefix + linear.tensor for block, linear in (linears[name] for name in listed)}
+            wrong = _compare(unfolded, Source(unpruned), pruned, recipe.reconstruct != "none")
             difference = _logit_difference(folder, Source(unpruned), unfolded)
         if wrong:
             failures["weights"] = wrong
@@ -106,6 +108,18 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     return Verdict(str(model), checked, failures, difference)
 
 
+def _linears(source: Source) -> dict[str, tuple[Block, Linear]]:
+    """Every prunable linear whose weight the folder has, by its full name."""
+    skeleton, present = source.skeleton(torch.float32), set(source.names())
+    blocks = blocks_of(skeleton, family_of(skeleton))
+    return {
+        block.full_name(linear): (block, linear)
+        for block in blocks
+        for linear in block.linears
+        if block.prefix + linear.tensor in present
+    }
+
+
 def _unfolded(source: Source, folder: Path, fold: str) -> dict[str, Tensor]:
     """All tensors with their channels back in the order of the dense model."""
     tensors = source.read([name for name in source.names() if not name.endswith(ORDER)])
@@ -118,22 +132,20 @@ def _unfolded(source: Source, folder: Path, fold: str) -> dict[str, Tensor]:
         if rule == "model" and space in orders:
             fold_outer(tensors, family, space, inverse(orders[space]))
     for block in blocks_of(skeleton, family):
-        _unfold_block(tensors, block, family, orders, heads_of(source.config))
+        _unfold_block(tensors, block, family, orders)
     return tensors
 
 
-def _unfold_block(
-    tensors: dict[str, Tensor], block: Block, family: Family, orders: dict[str, Tensor], heads: tuple[int, int, int]
-) -> None:
-    for linear in family.linears:
+def _unfold_block(tensors: dict[str, Tensor], block: Block, family: Family, orders: dict[str, Tensor]) -> None:
+    for linear in block.linears:
         if linear.norm is not None and (order := orders.get(block.prefix + linear.norm)) is not None:
-            weight = f"{block.prefix}{linear.name}.weight"
-            tensors[weight] = tensors[weight][:, inverse(order)]
+            weight = block.stored(linear, tensors)
+            weight.copy_(weight[:, inverse(order)])
     for space, rule in family.rules.items():
         order = orders.get(space if rule == "model" else block.prefix + space)
         if order is not None:
             written = inverse(order)
-            read = spread_to_queries(written, heads) if rule == "heads" else written
+            read = spread_to_queries(written, family.heads) if rule == "heads" else written
             fold_block(tensors, block.prefix, family, space, written, read)
 
 
@@ -142,9 +154,9 @@ def _compare(unfolded: dict[str, Tensor], dense: Source, pruned: set[str], recon
 
     Of a pruned weight that was reconstructed only the shape can be compared.
     """
-    wrong = []
-    for name in sorted(set(dense.names()) | set(unfolded)):
-        if name not in unfolded or name not in dense.files:
+    wrong, present = [], set(dense.names())
+    for name in sorted(present | set(unfolded)):
+        if name not in unfolded or name not in present:
             wrong.append(name)
             continue
         ours, theirs = unfolded[name], dense.read([name])[name]

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from secateur.checkpoint.experts import Stacks
 from secateur.checkpoint.layout import GATHER_TYPE, INDEX, WEIGHTS
 from secateur.errors import InputError
 
@@ -28,7 +29,8 @@ class Source:
         folder: the folder.
         config: its Hugging Face config.
         gathers: whether its norms need orders that only Secateur applies (``--fold gather``).
-        files: the safetensors file of each tensor.
+        files: the safetensors file of each tensor that the files hold.
+        stacks: which of them the model has as one tensor. All else here goes by the model's names.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,6 +54,7 @@ class Source:
                 f"{folder} is quantized ({kind}): give the original model, in float32, bfloat16 or float16"
             )
         self.files = self._index()
+        self.stacks = Stacks(self.files)
 
     def _index(self) -> dict[str, Path]:
         # As transformers looks for them: whatever else lies in the folder is not this model's.
@@ -84,7 +87,7 @@ class Source:
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of the tensors that begin with ``prefix``, in the order of their files."""
-        return [name for name in self.files if name.startswith(prefix)]
+        return [name for name in self.stacks.names if name.startswith(prefix)]
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The tensors of these names, in the dtype in which they are stored, on the CPU.
@@ -92,14 +95,15 @@ class Source:
         Raises:
             InputError: when a file is damaged.
         """
-        tensors: dict[str, Tensor] = {}
-        for path in dict.fromkeys(self.files[name] for name in names):
+        parts: dict[str, Tensor] = {}
+        wanted = [part for name in names for part in self.stacks.parts(name)]
+        for path in dict.fromkeys(self.files[part] for part in wanted):
             try:
                 with safe_open(path, framework="pt") as file:
-                    tensors |= {name: file.get_tensor(name) for name in names if self.files[name] == path}
+                    parts |= {part: file.get_tensor(part) for part in wanted if self.files[part] == path}
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{path} is damaged or incomplete: {error}") from error
-        return tensors
+        return {name: self.stacks.join(name, parts) for name in names}
 
     def skeleton(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
         """The model without its weights: parameters on the meta device, buffers on ``device``, in eval mode.
@@ -108,7 +112,9 @@ class Source:
             InputError: when transformers has no model of this config by itself.
         """
         with naming(self.folder), torch.device(device), init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(self.config, dtype=dtype, trust_remote_code=False)
+            # Only this way of running experts multiplies with each one's weight by itself.
+            eager = {"experts_implementation": "eager"}
+            model = AutoModelForCausalLM.from_config(self.config, dtype=dtype, trust_remote_code=False, **eager)
         model.eval()
         return model
 
@@ -126,7 +132,7 @@ class Source:
         head = model.get_output_embeddings()
         free = {id(p) for p in head.parameters()} if head is not None else set()
         expected = {name for name, p in model.named_parameters() if id(p) not in free}
-        return expected <= set(self.files)
+        return expected <= set(self.names())
 
 
 @contextmanager

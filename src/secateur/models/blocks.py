@@ -1,8 +1,10 @@
 """Find a model's blocks and the linears in them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import InputError
 from secateur.models.families import FAMILIES, Family, Linear
@@ -26,11 +28,13 @@ class Block:
         """The name of a linear of this block inside the whole model."""
         return self.prefix + linear.name
 
-    def weight(self, linear: Linear) -> nn.Parameter:
-        """The weight of one of its linears, ``(O, I)``."""
-        weight = self.module.get_submodule(linear.name).weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+    def weight(self, linear: Linear) -> Tensor:
+        """The weight of one of its linears as its module has it, ``(O, I)``."""
+        return linear.view(self.module.get_parameter(linear.tensor).data)
+
+    def stored(self, linear: Linear, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The weight of one of its linears among the block's stored ``tensors``, ``(O, I)``; a view."""
+        return linear.view(tensors[self.prefix + linear.tensor])
 
 
 def family_of(model: nn.Module) -> Family:
@@ -39,12 +43,13 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         InputError: when no blocks with linears can be found.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    return FAMILIES.get(model_type or "") or _walk(model)
+    config = getattr(model, "config", None)
+    known = FAMILIES.get(getattr(config, "model_type", None) or "")
+    return known(config) if known else _walk(model)
 
 
 def _walk(model: nn.Module) -> Family:
-    """The largest list of blocks of one class, and every nn.Linear of such a block by itself.
+    """The largest list of blocks of one class, and every nn.Linear or Conv1D of such a block by itself.
 
     Heads and embeddings lie outside the blocks, so they are never pruned.
     """
@@ -57,10 +62,15 @@ def _walk(model: nn.Module) -> Family:
         raise InputError(f"{type(model).__name__} has no list of repeated blocks to prune")
     path, blocks = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
     # Blocks may differ: a hybrid model has attention in some and convolutions in others.
-    names = dict.fromkeys(n for block in blocks for n, m in block.named_modules() if isinstance(m, nn.Linear))
-    if not names:
+    linears = dict.fromkeys(
+        Linear(name, transposed=isinstance(module, Conv1D))
+        for block in blocks
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    )
+    if not linears:
         raise InputError(f"the blocks of {type(model).__name__} ({path}) hold no nn.Linear")
-    return Family("generic", path, tuple(Linear(name) for name in names))
+    return Family("generic", path, tuple(linears))
 
 
 def blocks_of(model: nn.Module, family: Family) -> list[Block]:
@@ -69,6 +79,6 @@ def blocks_of(model: nn.Module, family: Family) -> list[Block]:
     assert isinstance(modules, nn.ModuleList)
     blocks = []
     for i, module in enumerate(modules):
-        inside = {name for name, m in module.named_modules() if isinstance(m, nn.Linear)}
-        blocks.append(Block(f"{family.blocks}.{i}.", module, tuple(x for x in family.linears if x.name in inside)))
+        inside = {name for name, _ in module.named_parameters()}
+        blocks.append(Block(f"{family.blocks}.{i}.", module, tuple(x for x in family.linears if x.tensor in inside)))
     return blocks

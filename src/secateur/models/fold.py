@@ -8,7 +8,7 @@ another order of channels inside, as long as the family's rule for the space is 
 import torch
 from torch import Tensor
 
-from secateur.models.families import Family
+from secateur.models.families import Family, Heads, Linear
 
 Tensors = dict[str, Tensor]
 
@@ -25,16 +25,36 @@ def fold_block(tensors: Tensors, prefix: str, family: Family, space: str, writte
         read: the same as their readers have them; it differs where heads share channels (:func:`join_heads`).
     """
     for linear in family.linears:
-        weight, bias = f"{prefix}{linear.name}.weight", f"{prefix}{linear.name}.bias"
-        if linear.writes == space:
-            tensors[weight] = tensors[weight][written]
-            if bias in tensors:
-                tensors[bias] = tensors[bias][written]
+        if prefix + linear.tensor not in tensors:
+            continue  # blocks may differ
+        weight = linear.view(tensors[prefix + linear.tensor])
+        bias = tensors.get(prefix + linear.bias)
+        for part, writes in enumerate(linear.parts):
+            if writes == space:
+                rows = _rows(linear, part, len(weight), family.heads)
+                weight[rows] = weight[rows[written]]
+                if bias is not None:
+                    bias[rows] = bias[rows[written]]
         if linear.reads == space:
-            tensors[weight] = tensors[weight][:, read]
+            weight.copy_(weight[:, read])
     for carrier in family.inside:
-        if carrier.space == space:
-            tensors[prefix + carrier.name] = tensors[prefix + carrier.name].index_select(carrier.dim, written)
+        if carrier.space == space and prefix + carrier.name in tensors:
+            name = prefix + carrier.name
+            tensors[name] = tensors[name].index_select(carrier.dim, written)
+
+
+def _rows(linear: Linear, part: int, count: int, heads: Heads) -> Tensor:
+    """The numbers of the rows, of ``count``, that are one part of a linear, in the order of the space they write."""
+    queries, keys, width = heads
+    rows = torch.arange(count)
+    if linear.fused == "by head":
+        by_key = rows.reshape(keys, queries // keys + 2, width)
+        return [by_key[:, :-2], by_key[:, -2], by_key[:, -1]][part].flatten()
+    attention = linear.parts == ("query", "key", "value")
+    sizes = (
+        [queries * width, keys * width, keys * width] if attention else [count // len(linear.parts)] * len(linear.parts)
+    )
+    return rows.split(sizes)[part]
 
 
 def fold_outer(tensors: Tensors, family: Family, space: str, order: Tensor) -> None:
@@ -52,15 +72,7 @@ def inverse(order: Tensor) -> Tensor:
 # ---------------------------------------------------------------- heads
 
 
-def heads_of(config: object) -> tuple[int, int, int]:
-    """Query heads, key-value heads, and channels per head of a Hugging Face config."""
-    text = config.get_text_config()  # type: ignore[attr-defined]
-    queries = text.num_attention_heads
-    keys = getattr(text, "num_key_value_heads", None) or queries
-    return queries, keys, getattr(text, "head_dim", None) or text.hidden_size // queries
-
-
-def by_head(columns: Tensor, heads: tuple[int, int, int]) -> Tensor:
+def by_head(columns: Tensor, heads: Heads) -> Tensor:
     """A score over the channels that o_proj reads, regrouped by key-value head.
 
     Args:
@@ -81,7 +93,7 @@ def join_heads(orders: Tensor) -> Tensor:
     return (orders + width * torch.arange(keys, device=orders.device)[:, None]).flatten()
 
 
-def spread_to_queries(written: Tensor, heads: tuple[int, int, int]) -> Tensor:
+def spread_to_queries(written: Tensor, heads: Heads) -> Tensor:
     """The order of the written channels ``(H·D,)`` as o_proj reads them, ``(Q·D,)``: repeated for sharing heads."""
     queries, keys, width = heads
     inside = (written.reshape(keys, width) % width).repeat_interleave(queries // keys, 0)

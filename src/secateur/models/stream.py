@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from secateur.errors import InputError
 from secateur.models.blocks import Block
-from secateur.models.families import Linear, reader_groups
+from secateur.models.families import reader_groups
 from secateur.progress import Progress
 from secateur.stats import InputStats
 
@@ -97,39 +98,60 @@ class Stream:
 
 
 class _StopForward(Exception):
-    """Thrown from a hook to leave a forward pass whose rest nobody needs."""
+    """Thrown to leave a forward pass whose rest nobody needs."""
+
+
+class _Watch(TorchFunctionMode):
+    """While open, sees every product of inputs with a weight that is watched, wherever in a module it is done.
+
+    It knows a weight by where it lies in memory: so a linear may be a module, or one layer of a stack of
+    experts that some module multiplies with by itself.
+    """
+
+    def __init__(self, block: Block, stats: dict[str, InputStats], stop_early: bool) -> None:
+        super().__init__()
+        self._stats, self._stop_early = stats, stop_early
+        self._linears = {block.weight(linear).data_ptr(): linear.name for linear in block.linears}
+        self._gathers = {group[0].name for group in reader_groups(block.linears)}
+        self._seen: set[str] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        place = _PRODUCTS.get(func)
+        if place is not None and len(args) > max(place) and (name := self._linears.get(args[place[1]].data_ptr())):
+            self._saw(name, args[place[0]])
+        return func(*args, **kwargs or {})
+
+    def _saw(self, name: str, inputs: Tensor) -> None:
+        if name in self._gathers:
+            self._stats[name].update(inputs)
+        self._seen.add(name)
+        if self._stop_early and len(self._seen) == len(self._linears):
+            self._seen.clear()
+            raise _StopForward
+
+
+# Where the functions that modules multiply with take their inputs and their weight.
+_PRODUCTS: dict[Any, tuple[int, int]] = {
+    nn.functional.linear: (0, 1),
+    torch.addmm: (1, 2),
+    torch.matmul: (0, 1),
+    Tensor.matmul: (0, 1),
+    Tensor.__matmul__: (0, 1),
+}
 
 
 @contextmanager
 def _watching(block: Block, stride: int, gram: bool, stop_early: bool) -> Iterator[dict[str, InputStats]]:
-    """While open, the linears of ``block`` add their inputs to the statistics yielded."""
+    """While open, what enters the linears of ``block`` is added to the statistics yielded."""
     stats: dict[str, InputStats] = {}
-    seen: set[str] = set()
-
-    def hook_of(linear: Linear, gathers: bool) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            if gathers:
-                stats[linear.name].update(args[0])
-            seen.add(linear.name)
-            if stop_early and len(seen) == len(block.linears):
-                seen.clear()
-                raise _StopForward
-
-        return hook
-
-    handles = []
     for group in reader_groups(block.linears):
         weight = block.weight(group[0])
         shared = InputStats(weight.shape[1], stride, weight.device, gram)
         stats |= dict.fromkeys((linear.name for linear in group), shared)
-        for linear in group:
-            hook = hook_of(linear, gathers=linear is group[0])
-            handles.append(block.module.get_submodule(linear.name).register_forward_pre_hook(hook))
-    try:
+    with _Watch(block, stats, stop_early):
         yield stats
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 # ---------------------------------------------------------------- how a model calls its blocks

@@ -1,0 +1,68 @@
+"""Experts: files hold their weights one by one, and today's transformers stacks them in one tensor."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+_EXPERT = re.compile(r"(.*)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(w[123]|(?:gate|up|down)_proj)\.weight")
+# The stack that each kind goes to, and its place among the rows there.
+_STACKS = {
+    "w1": ("gate_up_proj", 0),
+    "w3": ("gate_up_proj", 1),
+    "w2": ("down_proj", 0),
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+    "down_proj": ("down_proj", 0),
+}
+
+
+class Stacks:
+    """Which tensors of a model are stacks of others in its files: Mixtral's and Qwen's experts.
+
+    Attributes:
+        names: the model's tensors by its own names, in the order of the files.
+        members: by the name of a stack, its layers: per expert, the tensors in the files that lie there one above
+            the other.
+    """
+
+    def __init__(self, files: Iterable[str]) -> None:
+        """Sort the names of the tensors that the files hold."""
+        self.members: dict[str, list[list[str]]] = {}
+        self._stored: dict[str, str] = {}  # of all others, the name in the files
+        layers: dict[str, dict[int, dict[int, str]]] = {}
+        for name in files:
+            if match := _EXPERT.fullmatch(name):
+                kind, part = _STACKS[match[3]]
+                stack = f"{match[1]}.mlp.experts.{kind}"
+                layers.setdefault(stack, {}).setdefault(int(match[2]), {})[part] = name
+                self._stored[stack] = ""
+            else:
+                self._stored[name.replace(".block_sparse_moe.", ".mlp.")] = name
+        for stack, experts in layers.items():
+            self.members[stack] = [[parts[part] for part in sorted(parts)] for _, parts in sorted(experts.items())]
+        self.names = list(self._stored)
+
+    def parts(self, name: str) -> list[str]:
+        """The names in the files of what makes up the tensor ``name``."""
+        if name in self.members:
+            return [part for layer in self.members[name] for part in layer]
+        return [self._stored[name]]
+
+    def join(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        """The tensor ``name`` from its parts: ``(experts, O, I)`` if it is a stack."""
+        if name in self.members:
+            return torch.stack([torch.cat([parts[part] for part in layer]) for layer in self.members[name]])
+        return parts[self._stored[name]]
+
+    def apart(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors as the model has them, as the files hold them; what the files did not hold keeps its name."""
+        stored = {}
+        for name, tensor in tensors.items():
+            if name not in self.members:
+                stored[self._stored.get(name, name)] = tensor
+                continue
+            for parts, layer in zip(self.members[name], tensor, strict=True):
+                stored |= dict(zip(parts, layer.chunk(len(parts)), strict=True))
+        return stored
