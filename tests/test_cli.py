@@ -30,8 +30,8 @@ def test_prune_eval_inspect_print_one_json_document(tmp_path, dense, capsys):
     assert run("prune", dense, "--out", tmp_path / "out", "--pattern", "2:4", "--json", *calibration(tmp_path)) == 0
     assert json.loads(capsys.readouterr().out)["method"] == "ria 2:4 (50 %) lsa exact"
     assert run("eval", dense, tmp_path / "out", "--data", tmp_path / "text.txt", "--window", 64, "--json") == 0
-    first, second = json.loads(capsys.readouterr().out)
-    assert first["perplexity"] != second["perplexity"]
+    first, second = json.loads(capsys.readouterr().out)["models"]
+    assert first["texts"][0]["perplexity"] != second["texts"][0]["perplexity"]
     assert run("inspect", tmp_path / "out", "--json") == 0
     assert {layer["pattern"] for layer in json.loads(capsys.readouterr().out)["layers"]} == {"2:4"}
 

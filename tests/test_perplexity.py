@@ -16,7 +16,7 @@ def text(tmp_path):
 
 def test_it_agrees_with_a_direct_computation(tmp_path, text):
     folder = pico.save("llama-gqa-tied", tmp_path / "m")
-    (result,) = secateur.evaluate(folder, text, window=50)
+    (result,) = secateur.evaluate(folder, text, window=50)[0].texts
     model, tokenizer = pico.build("llama-gqa-tied").double(), pico.tokenizer()
     ids = tokenizer.encode("A law should be able to fail. " * 30)
     losses = []
@@ -34,12 +34,12 @@ def test_several_models_read_the_same_text(tmp_path, text):
     folders = [pico.save("llama-mha", tmp_path / str(seed), seed=seed) for seed in (0, 1, 0)]
     a, b, c = secateur.evaluate(folders, text, window=32, limit=3)
     assert a.perplexity == c.perplexity != b.perplexity
-    assert a.windows == 3
-    assert {r.text_sha256 for r in (a, b, c)} == {a.text_sha256}
+    assert a.texts[0].windows == 3
+    assert {r.texts[0].tokens_sha256 for r in (a, b, c)} == {a.texts[0].tokens_sha256}
 
 
 def test_the_window_is_the_models_context_by_default(tmp_path, text):
     folder = pico.save("llama-mha", tmp_path / "m")
-    assert secateur.evaluate(folder, text)[0].window == 128
+    assert secateur.evaluate(folder, text)[0].texts[0].window == 128
     with pytest.raises(InputError, match="window of 129 tokens does not fit"):
         secateur.evaluate(folder, text, window=129)
