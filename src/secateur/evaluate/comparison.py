@@ -37,12 +37,10 @@ def compare(results: Sequence[Evaluation]) -> list[list[Comparison | None]]:
     Args:
         results: the dense model, the baseline, and any others, all measured on the same texts.
     """
-    dense, *pruned = results
-    baseline = pruned[0] if pruned else None
-    rows: list[list[Comparison | None]] = [[None for _ in dense.texts]]
-    for model in pruned:
-        bases = [None] * len(dense.texts) if model is baseline else pruned[0].texts
-        rows.append([_against(*texts) for texts in zip(dense.texts, bases, model.texts, strict=True)])
+    rows: list[list[Comparison | None]] = [[None] * len(results[0].texts)]
+    for place, model in enumerate(results[1:]):
+        baselines = results[1].texts if place else [None] * len(model.texts)
+        rows.append([_against(*texts) for texts in zip(results[0].texts, baselines, model.texts, strict=True)])
     return rows
 
 

@@ -70,6 +70,9 @@ def evaluate(
         InputError: when a model, a text or a task cannot be used.
     """
     names = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
+    for option, value in (("limit", limit), ("task-limit", task_limit)):
+        if value is not None and value < 1:
+            raise InputError(f"--{option} {value} leaves nothing to evaluate; give 1 or more")
     if not names:
         raise InputError("there is no model to evaluate")
     if data is None:
@@ -78,7 +81,7 @@ def evaluate(
     chosen = choose_device(device)
     need = limit * (window or 2048) if limit else None
     sources = [texts.load_text(source, "evaluation", need) for source in ([data] if isinstance(data, str) else data)]
-    found = find_tasks(tasks, task_files) if tasks or task_files else []
+    found = find_tasks(tasks, task_files, shots) if tasks or task_files else None
     results = []
     with progress:
         for name in names:
@@ -91,6 +94,6 @@ def evaluate(
                 measure(model, tokenizer, text, window=window, stride=stride, limit=limit, progress=progress, name=name)
                 for text in sources
             )
-            scores = score(model, tokenizer, found, limit=task_limit, shots=shots, progress=progress, name=name)
+            scores = score(model, tokenizer, found, limit=task_limit, progress=progress, name=name) if found else []
             results.append(Evaluation(name, str(precision).removeprefix("torch."), perplexities, tuple(scores)))
     return results

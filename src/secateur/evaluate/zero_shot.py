@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from secateur.data.tokens import Tokenizer
 from secateur.errors import InputError
 from secateur.evaluate.memory import tokens_at_a_time
 from secateur.evaluate.task_files import read_tasks
@@ -24,6 +23,7 @@ GROUPS = {"ria": ("hellaswag", "boolq", "arc_challenge", "mnli", "rte")}
 TOKENS_PER_REQUEST = 512
 # For the standard errors of what is not a mean; lm-eval's own 100,000 take minutes and change the second digit.
 RESAMPLES = 1000
+SEED = 1234  # lm-eval's own
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,15 @@ class TaskScore:
     part_of: str | None
 
 
-def find_tasks(names: Sequence[str], files: str | Path | None = None) -> list[Any]:
+def find_tasks(names: Sequence[str], files: str | Path | None = None, shots: int | None = None) -> dict[str, Any]:
     """Find tasks and load their questions.
 
     Args:
         names: as :func:`secateur.evaluate.evaluate` takes them; none for all that ``files`` holds.
         files: a folder of task files.
+        shots: examples before each question; by default what the task says. As in lm-eval, a task that says 0 keeps it.
     Returns:
-        lm-eval's tasks and groups.
+        lm-eval's tasks and groups by name, under ``"tasks"`` and ``"groups"``.
     Raises:
         InputError: when lm-eval is not installed, a name is unknown, or the questions cannot be had.
     """
@@ -74,23 +75,27 @@ def find_tasks(names: Sequence[str], files: str | Path | None = None) -> list[An
         found: list[Any] = []
         for name in dict.fromkeys(wanted):
             try:
-                loaded = (
-                    {"tasks": {name: ConfigurableTask(config=local[name])}} if name in local else manager.load(name)
-                )
+                if name in local:
+                    found.append(ConfigurableTask(config=local[name]))
+                    continue
+                loaded = manager.load(name)
             except Exception as error:  # whatever lm-eval, datasets, the hub or a template raises
                 raise _unusable(name, name in local, error) from error
             group = loaded.get("groups", {}).get(name)
             found += [group] if group else loaded["tasks"].values()  # a tag of lm-eval names tasks, but is no group
-    return found
+        tasks: dict[str, Any] = manager.load(found)
+    for task in tasks["tasks"].values():
+        own = task.get_config("num_fewshot")
+        task.set_config("num_fewshot", own or 0 if shots is None or own == 0 else shots)
+    return tasks
 
 
 def score(
     model: nn.Module,
-    tokenizer: Tokenizer,
-    tasks: Sequence[Any],
+    tokenizer: Any,
+    tasks: dict[str, Any],
     *,
     limit: int | None = None,
-    shots: int | None = None,
     progress: Progress | None = None,
     name: str = "the model",
 ) -> list[TaskScore]:
@@ -99,21 +104,21 @@ def score(
     Args:
         tasks: from :func:`find_tasks`.
         limit: use only so many items of each.
-        shots: examples before each question; by default what the task says.
         progress: hears of it, under the model's ``name``.
 
     Raises:
         InputError: when a task cannot be asked in this way.
     """
-    if not tasks:
-        return []
     progress = progress or Progress()
     with _guarded():
         from jinja2 import TemplateError
-        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
 
+        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+            raise InputError(f"{name} cannot be asked: its tokenizer has neither a first token (bos) nor a last (eos)")
+        for task in tasks["tasks"].values():
+            task.set_fewshot_seed(SEED)  # again for each model, so that all are shown the same examples
         vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
         fits = tokens_at_a_time(vocabulary, next(model.parameters()).device) // TOKENS_PER_REQUEST
         asker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=max(1, fits))
@@ -121,15 +126,7 @@ def score(
             setattr(asker, kind, _heard(getattr(asker, kind), f"tasks of {name}", progress))
         hook = model.register_forward_hook(lambda _, __, output: progress.advance(len(output.logits)))
         try:
-            results = simple_evaluate(
-                asker,
-                tasks=list(tasks),
-                num_fewshot=shots,
-                limit=limit,
-                bootstrap_iters=RESAMPLES,
-                log_samples=False,
-                task_manager=TaskManager(include_defaults=False),
-            )
+            results = evaluate(asker, tasks, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False)
         except (ValueError, AssertionError, TemplateError) as error:
             raise InputError(f"lm-eval cannot ask these tasks: {_first_line(error)}") from error
         finally:
