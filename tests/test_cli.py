@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 from secateur.cli import main
 from tests import pico
 
+LM_EVAL = importlib.util.find_spec("lm_eval") is not None
 TEXT = "some words to calibrate on, and then some more of them. " * 40
 
 
@@ -41,6 +43,11 @@ def test_tables_for_people(tmp_path, dense, capsys):
     assert "score retained" in " ".join(capsys.readouterr().out.split())
     assert run("eval", dense, "--data", tmp_path / "text.txt", "--window", 64) == 0
     assert "perplexity" in capsys.readouterr().out
+    line = ["eval", dense, tmp_path / "out", dense, "--data", tmp_path / "text.txt", "--data", tmp_path / "text.txt"]
+    assert run(*line, "--window", 64, "--stride", 32) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert table.count("100% prevented") == 2
+    assert "every 32" in table
     assert run("inspect", dense) == 0
     assert "residual" in capsys.readouterr().out
 
@@ -68,6 +75,7 @@ def test_options_win_over_the_recipe_file(tmp_path, dense, capsys):
         (["prune", "DENSE"], "--out"),
         (["prune", "DENSE", "--out", "OUT", "--recipe", "none.yaml"], "none.yaml"),
         (["eval", "DENSE", "--data", "missing.txt"], "no file missing.txt"),
+        (["eval", "DENSE", "--task-files", "missing"], "--task-files" if LM_EVAL else "secateur[tasks]"),
         (["inspect", "missing"], "no folder"),
         (["prone"], "prone"),
     ],

@@ -109,6 +109,15 @@ def test_a_tokenizer_that_lm_eval_cannot_use_is_refused(tmp_path):
         secateur.evaluate(pico.save("llama-mha", tmp_path / "m"), task_files=EXAMPLE)
 
 
+def test_metrics_from_the_hub_are_refused():
+    import evaluate
+
+    before = evaluate.load
+    with zero_shot._guarded(), pytest.raises(InputError, match="code_eval lies on the hub as Python"):
+        evaluate.load("code_eval")
+    assert evaluate.load is before
+
+
 def test_the_sandbox_is_left_again():
     from lm_eval import utils
 

@@ -106,8 +106,9 @@ def pruning_table(manifest: dict[str, Any]) -> Table:
 def evaluation_table(results: Sequence[Evaluation]) -> Table:
     """Models side by side, the first of them the dense one: a column per text and task.
 
-    Below each perplexity is its 95 % interval, then the rise against the dense model, then the share of the
-    second model's rise that was prevented. Of each task the first metric is shown, with its standard error.
+    Below each perplexity is its 95 % interval, then the rise against the dense model and the interval of that, then
+    the share of the second model's rise that was prevented. Of each task the first metric is shown, with its standard
+    error.
     """
     first = results[0]
     tasks = _shown(first.tasks)
@@ -133,7 +134,8 @@ def _perplexity(text: Perplexity, against: Comparison | None) -> str:
     if text.low is not None and text.high is not None:
         lines.append(f"{text.low:,.2f} – {text.high:,.2f}")
     if against:
-        lines.append(f"{against.rise:+,.1%}")
+        between = f" ({against.rise_low:,.0%} – {against.rise_high:,.0%})" if against.rise_low is not None else ""
+        lines.append(f"{against.rise:+,.1%}{between}")
         if against.prevented is not None:
             lines.append(f"{against.prevented:,.0%} prevented")
     return "\n".join(lines)

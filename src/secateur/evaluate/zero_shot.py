@@ -1,7 +1,7 @@
 """Tasks: which of a few answers a model finds likeliest, asked through EleutherAI's lm-eval.
 
 lm-eval asks and scores, with its own prompts, so that scores compare with published ones of the same version
-of it. Here its tasks are found before any long work, and its templates kept from reaching Python.
+of it. Here its tasks are found before any long work, and what it reads is kept from running as Python.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -127,7 +127,7 @@ def score(
         hook = model.register_forward_hook(lambda _, __, output: progress.advance(len(output.logits)))
         try:
             results = evaluate(asker, tasks, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False)
-        except (ValueError, AssertionError, TemplateError) as error:
+        except (ValueError, TypeError, AssertionError, TemplateError) as error:
             raise InputError(f"lm-eval cannot ask these tasks: {_first_line(error)}") from error
         finally:
             hook.remove()
@@ -166,19 +166,25 @@ def _heard(ask: Callable[..., Any], what: str, progress: Progress) -> Callable[[
 
 @contextmanager
 def _guarded() -> Iterator[None]:
-    """Import lm-eval, and render its templates in Jinja's sandbox, where they cannot reach Python."""
+    """Import lm-eval, render its templates in Jinja's sandbox, and let it fetch no metrics, which are Python."""
     try:
+        import evaluate as metrics
         from jinja2.sandbox import SandboxedEnvironment
         from lm_eval import utils
     except ImportError as error:
         raise InputError(f"tasks need lm-eval ({error}): pip install 'secateur[tasks]'") from None
-    free = utils.env
+    free, fetch = utils.env, metrics.load
+    metrics.load = _refuse
     utils.env = SandboxedEnvironment(undefined=free.undefined, keep_trailing_newline=free.keep_trailing_newline)
     utils.env.filters |= free.filters
     try:
         yield
     finally:
-        utils.env = free
+        utils.env, metrics.load = free, fetch
+
+
+def _refuse(metric: str, *_: Any, **__: Any) -> None:
+    raise InputError(f"the metric {metric} lies on the hub as Python, which is not run")
 
 
 def _unusable(name: str, local: bool, error: Exception) -> InputError:
