@@ -81,7 +81,7 @@ def test_memory_changes_the_batch_and_not_the_result(tmp_path, text, monkeypatch
 
 def test_nothing_to_evaluate_is_refused(tmp_path, text):
     for ask in (lambda: secateur.evaluate(tmp_path, text, limit=0), lambda: secateur.evaluate(tmp_path, task_limit=0)):
-        with pytest.raises(InputError, match="leaves nothing to evaluate"):
+        with pytest.raises(InputError, match="limit must be at least 1, not 0"):
             ask()
     with pytest.raises(InputError, match="no model to evaluate"):
         secateur.evaluate([], text)

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import secateur
+from secateur.console import evaluation_table
 from secateur.errors import InputError
 from secateur.evaluate import zero_shot
+from secateur.evaluate.evaluation import Evaluation
 from secateur.evaluate.task_files import read_tasks
 from tests import pico
 from tests.test_task_files import EXAMPLE, write
@@ -95,6 +98,28 @@ def test_rolling_perplexity_is_ours_with_windows_that_share_one_token(tmp_path):
     (ours,) = secateur.evaluate(folder, str(tmp_path / "t.txt"), window=65, stride=64)[0].texts
     assert ours.tokens == len(body) == 640
     assert ours.nll == pytest.approx(-theirs / 640, rel=1e-5)
+
+
+def test_a_group_stands_for_its_tasks(folder):
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.config.group import GroupConfig
+    from lm_eval.tasks import TaskManager
+
+    (task,) = read_tasks(EXAMPLE).values()
+    group = Group.from_config(GroupConfig(group="both", aggregate_metric_list=[{"metric": "acc"}]))
+    for name in ("first", "second"):
+        group.add(ConfigurableTask(config=task | {"task": name, "num_fewshot": 0}))
+    tasks = TaskManager(include_defaults=False).load([group])
+    found = zero_shot.score(pico.build("llama-gqa-tied"), AutoTokenizer.from_pretrained(folder), tasks)
+    assert {(score.task, score.part_of) for score in found if score.metric == "acc"} == {
+        ("both", None),
+        ("first", "both"),
+        ("second", "both"),
+    }
+    assert len({score.score for score in found if score.metric == "acc"}) == 1
+    shown = evaluation_table([Evaluation("m", "float32", (), tuple(found))])
+    assert [str(column.header).split("\n")[0] for column in shown.columns] == ["model", "both"]
 
 
 @pytest.mark.parametrize("field", ["doc_to_text", "doc_to_choice", "doc_to_target", "description"])

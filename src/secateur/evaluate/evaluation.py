@@ -1,8 +1,10 @@
 """Evaluate written models: each is loaded once, and does every text and task."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from secateur import data as texts
 from secateur.checkpoint import Source, local_folder
@@ -43,7 +45,7 @@ def evaluate(
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
-    tasks: Sequence[str] = (),
+    tasks: Sequence[str] | str = (),
     task_files: str | Path | None = None,
     task_limit: int | None = None,
     shots: int | None = None,
@@ -69,31 +71,41 @@ def evaluate(
     Raises:
         InputError: when a model, a text or a task cannot be used.
     """
-    names = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
-    for option, value in (("limit", limit), ("task-limit", task_limit)):
-        if value is not None and value < 1:
-            raise InputError(f"--{option} {value} leaves nothing to evaluate; give 1 or more")
+    names = [str(model) for model in _listed(models)]
+    asked, wanted = _listed(data or []), _listed(tasks)
+    for option, value, least in (("limit", limit, 1), ("task-limit", task_limit, 1), ("shots", shots, 0)):
+        if value is not None and value < least:
+            raise InputError(f"--{option} must be at least {least}, not {value}")
     if not names:
         raise InputError("there is no model to evaluate")
-    if data is None:
-        data = [] if tasks or task_files else ["wikitext2"]
+    if data is None and not wanted and not task_files:
+        asked = ["wikitext2"]
     progress = progress or Progress()
     chosen = choose_device(device)
     need = limit * (window or 2048) if limit else None
-    sources = [texts.load_text(source, "evaluation", need) for source in ([data] if isinstance(data, str) else data)]
-    found = find_tasks(tasks, task_files, shots) if tasks or task_files else None
+    sources = [texts.load_text(source, "evaluation", need) for source in asked]
+    found = find_tasks(wanted, task_files, shots) if wanted or task_files else None
+
+    def one(name: str) -> Evaluation:
+        with local_folder(name) as folder:
+            tokenizer = Source(folder).tokenizer()
+            model = load(folder)
+        precision = choose_dtype(dtype, model.dtype, chosen)
+        model.to(chosen, precision)
+        perplexities = [
+            measure(model, tokenizer, text, window=window, stride=stride, limit=limit, progress=progress, name=name)
+            for text in sources
+        ]
+        scores = score(model, tokenizer, found, limit=task_limit, progress=progress, name=name) if found else []
+        return Evaluation(name, str(precision).removeprefix("torch."), tuple(perplexities), tuple(scores))
+
     results = []
     with progress:
         for name in names:
-            with local_folder(name) as folder:
-                tokenizer = Source(folder).tokenizer()
-                model = load(folder)
-            precision = choose_dtype(dtype, model.dtype, chosen)
-            model.to(chosen, precision)
-            perplexities = tuple(
-                measure(model, tokenizer, text, window=window, stride=stride, limit=limit, progress=progress, name=name)
-                for text in sources
-            )
-            scores = score(model, tokenizer, found, limit=task_limit, progress=progress, name=name) if found else []
-            results.append(Evaluation(name, str(precision).removeprefix("torch."), perplexities, tuple(scores)))
+            results.append(one(name))
+            gc.collect()  # lm-eval's wrapper refers to itself, and with it to the model: two would be in memory
     return results
+
+
+def _listed(names: Sequence[str | Path] | str | Path) -> list[Any]:
+    return [names] if isinstance(names, str | Path) else list(names)

@@ -3,7 +3,7 @@
 import psutil
 import torch
 
-# More at a time brings nothing: a CPU is busy with one window (measured: it even gets slower), a GPU with a few.
+# More at a time brings nothing: a CPU is busy with one window of the usual length, a GPU with a few.
 MOST_ON_CPU, MOST_ON_GPU = 2048, 16384
 # Logits are held three times: as the model computes them, in float32, and as log-probabilities.
 BYTES_PER_LOGIT = 3 * 4

@@ -21,7 +21,7 @@ from secateur.progress import Progress
 GROUPS = {"ria": ("hellaswag", "boolq", "arc_challenge", "mnli", "rte")}
 # A question with its answer is mostly shorter; lm-eval sorts by length, so that little is padded.
 TOKENS_PER_REQUEST = 512
-# For the standard errors of what is not a mean; lm-eval's own 100,000 take minutes and change the second digit.
+# For the standard errors of what is not a mean: enough for two digits of them, where lm-eval draws 100,000.
 RESAMPLES = 1000
 SEED = 1234  # lm-eval's own
 
