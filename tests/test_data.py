@@ -117,6 +117,8 @@ def test_windows_cover_the_text_in_order(tokenizer):
     assert tokenizer.decode(windows.flatten()) == "abcdefgh"
     assert len(data.evaluation_windows(text, tokenizer, 4, limit=1)) == 1
     assert len(data.evaluation_windows(sources.Text("t", ["abcdefghij"], windows=1), tokenizer, 4)) == 1
+    overlapping = data.evaluation_windows(sources.Text("t", ["abcdefghij"], windows=2), tokenizer, 4, stride=3)
+    assert [tokenizer.decode(window) for window in overlapping] == ["abcd", "defg"]  # the cut comes before the windows
 
 
 def test_too_little_text_says_what_to_do(tokenizer):

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ def text(tmp_path):
 
 def test_it_agrees_with_a_direct_computation(tmp_path, text):
     folder = pico.save("llama-gqa-tied", tmp_path / "m")
-    (result,) = secateur.evaluate(folder, text, window=50)
+    (result,) = secateur.evaluate(folder, text, window=50)[0].texts
     model, tokenizer = pico.build("llama-gqa-tied").double(), pico.tokenizer()
     ids = tokenizer.encode("A law should be able to fail. " * 30)
     losses = []
@@ -34,12 +35,53 @@ def test_several_models_read_the_same_text(tmp_path, text):
     folders = [pico.save("llama-mha", tmp_path / str(seed), seed=seed) for seed in (0, 1, 0)]
     a, b, c = secateur.evaluate(folders, text, window=32, limit=3)
     assert a.perplexity == c.perplexity != b.perplexity
-    assert a.windows == 3
-    assert {r.text_sha256 for r in (a, b, c)} == {a.text_sha256}
+    assert a.texts[0].windows == 3
+    assert {r.texts[0].tokens_sha256 for r in (a, b, c)} == {a.texts[0].tokens_sha256}
 
 
 def test_the_window_is_the_models_context_by_default(tmp_path, text):
     folder = pico.save("llama-mha", tmp_path / "m")
-    assert secateur.evaluate(folder, text)[0].window == 128
+    assert secateur.evaluate(folder, text)[0].texts[0].window == 128
     with pytest.raises(InputError, match="window of 129 tokens does not fit"):
         secateur.evaluate(folder, text, window=129)
+
+
+@pytest.mark.parametrize("stride", [1, 7, 20])
+def test_with_a_stride_every_token_is_predicted_once_and_with_more_context(tmp_path, text, stride):
+    folder = pico.save("llama-gqa-tied", tmp_path / "m")
+    (result,) = secateur.evaluate(folder, text, window=20, stride=stride, limit=9)[0].texts
+    model, tokenizer = pico.build("llama-gqa-tied").double(), pico.tokenizer()
+    ids = tokenizer.encode("A law should be able to fail. " * 30)
+    losses = {}
+    for start in range(0, 9 * stride, stride):
+        with torch.no_grad():
+            probabilities = model(torch.tensor([ids[start : start + 20]])).logits[0].softmax(-1)
+        for place in range(1, 20):  # the first window that reaches a token gives it the most context
+            if stride == 20 or start + place not in losses:
+                losses[start + place] = -math.log(probabilities[place - 1, ids[start + place]])
+    assert result.tokens == len(losses) == 19 + 8 * min(stride, 19)
+    assert result.perplexity == pytest.approx(math.exp(sum(losses.values()) / len(losses)), rel=1e-4)
+
+
+def test_a_stride_of_a_window_is_none(tmp_path, text):
+    folder = pico.save("llama-mha", tmp_path / "m")
+    a, b = (secateur.evaluate(folder, text, window=32, stride=stride)[0].texts[0] for stride in (None, 32))
+    assert (a.nll, a.tokens_sha256, a.tokens) == (b.nll, b.tokens_sha256, b.tokens)
+    with pytest.raises(InputError, match="stride of 33 tokens does not fit windows of 32"):
+        secateur.evaluate(folder, text, window=32, stride=33)
+
+
+@pytest.mark.parametrize("free", [0, 10**5, 10**12])
+def test_memory_changes_the_batch_and_not_the_result(tmp_path, text, monkeypatch, free):
+    folder = pico.save("llama-mha", tmp_path / "m")
+    expected = secateur.evaluate(folder, text, window=32)[0].perplexity
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+    assert secateur.evaluate(folder, text, window=32)[0].perplexity == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_to_evaluate_is_refused(tmp_path, text):
+    for ask in (lambda: secateur.evaluate(tmp_path, text, limit=0), lambda: secateur.evaluate(tmp_path, task_limit=0)):
+        with pytest.raises(InputError, match="limit must be at least 1, not 0"):
+            ask()
+    with pytest.raises(InputError, match="no model to evaluate"):
+        secateur.evaluate([], text)

@@ -5,7 +5,7 @@ from importlib.metadata import version
 __version__ = version("secateur")
 
 from secateur.errors import InputError
-from secateur.evaluate.perplexity import evaluate
+from secateur.evaluate.evaluation import evaluate
 from secateur.inspection import inspect
 from secateur.pipeline import prune
 from secateur.recipe import Recipe

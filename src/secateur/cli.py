@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 import secateur
 from secateur import console, demo
 from secateur.errors import InputError
+from secateur.evaluate.comparison import document
 from secateur.progress import Progress
 from secateur.recipe import Recipe
 
@@ -81,38 +82,69 @@ def evaluate(
     models: Annotated[tuple[str, ...], Parameter(consume_multiple=True)],
     /,
     *,
-    data: str = "wikitext2",
+    data: list[str] | None = None,
     window: int | None = None,
+    stride: int | None = None,
     limit: int | None = None,
+    tasks: list[str] | None = None,
+    task_files: Path | None = None,
+    task_limit: int | None = None,
+    shots: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the perplexity of one or more models on the same text, the dense one first.
+    """Measure one or more models on the same texts and tasks, side by side: the dense one first.
+
+    Every perplexity comes with its 95 % interval and its rise against the first model. The second model is the
+    baseline A: of every later model B the table says which share of the baseline's rise it prevents,
+    (P(A) - P(B)) / (P(A) - P(dense)), which is 0 for a model as bad as A and 1 for one as good as the dense.
 
     Parameters
     ----------
     models
         Hub names, folders or .gguf files.
     data
-        wikitext2, ptb, c4 (or wikitext2:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, or demo.
+        wikitext2, ptb, c4 (or wikitext2:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, or demo; once for
+        each text. By default wikitext2, or none if there are tasks.
     window
         Tokens per window; by default the model's context, at most 2048.
+    stride
+        Tokens from one window to the next; by default the window, so that none overlap.
     limit
-        Use only so many windows.
+        Use only so many windows of each text.
+    tasks
+        Names with commas between: tasks of lm-eval, tasks in --task-files, or ria for the five of the RIA paper.
+    task_files
+        A folder of task files for machines without a hub; by default all its tasks are run.
+    task_limit
+        Use only so many items of each task.
+    shots
+        Examples before each question; by default what the task says.
     device
         auto, cpu, cuda, …
     dtype
         auto, float32, bfloat16 or float16.
     """
     results = secateur.evaluate(
-        models, data, window=window, limit=limit, device=device, dtype=dtype, progress=_progress(quiet)
+        models,
+        data,
+        window=window,
+        stride=stride,
+        limit=limit,
+        tasks=[name.strip() for names in tasks or [] for name in names.split(",") if name.strip()],
+        task_files=task_files,
+        task_limit=task_limit,
+        shots=shots,
+        device=device,
+        dtype=dtype,
+        progress=_progress(quiet),
     )
     if json:
-        _print_json([dataclasses.asdict(result) for result in results])
+        _print_json(document(results))
     else:
-        console.out.print(console.perplexity_table(results))
+        console.out.print(console.evaluation_table(results))
 
 
 @app.command
@@ -164,7 +196,9 @@ def run_demo(*, out: Path | None = None, json: Json = False, quiet: Quiet = Fals
     if json:
         _print_json([dataclasses.asdict(result) for result in results])
     else:
-        console.out.print(console.perplexity_table(results))
+        dense, *pruned = results
+        for start in range(0, len(pruned), demo.PER_SPARSITY):  # each sparsity has its own baseline
+            console.out.print(console.evaluation_table([dense, *pruned[start : start + demo.PER_SPARSITY]]))
 
 
 def _value_of(option: str, tokens: Sequence[str]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from secateur.checkpoint import convert
 from secateur.errors import InputError
-from secateur.evaluate.perplexity import Perplexity, evaluate
+from secateur.evaluate.evaluation import Evaluation, evaluate
 from secateur.pipeline import prune
 from secateur.progress import Progress
 from secateur.recipe import Recipe
@@ -20,10 +20,11 @@ RECIPES = [
     for sparsity, pattern in ((0.5, None), (None, "2:4"))
     for score in ("magnitude", "wanda", "ria")
 ]
+PER_SPARSITY = len(RECIPES) // 2
 WINDOW, WINDOWS = 512, 16
 
 
-def run(out: Path | None = None, progress: Progress | None = None) -> list[Perplexity]:
+def run(out: Path | None = None, progress: Progress | None = None) -> list[Evaluation]:
     """Prune SmolLM2-135M-Instruct by every recipe of the demo; the dense model comes first.
 
     Calibrates on the demo's news and evaluates on the first windows of its Wikipedia pages.
@@ -50,7 +51,7 @@ def run(out: Path | None = None, progress: Progress | None = None) -> list[Perpl
     return results
 
 
-def _measure(label: str, folder: Path, progress: Progress) -> Perplexity:
+def _measure(label: str, folder: Path, progress: Progress) -> Evaluation:
     (result,) = evaluate(folder, "demo", window=WINDOW, limit=WINDOWS, progress=progress)
     return replace(result, model=label)
 

@@ -33,7 +33,7 @@ class Text:
         separator: what joins them.
         by_document: draw each calibration sample from inside one row (as the literature does for C4)
             rather than from the joined text.
-        windows: use at most this many windows for evaluation; None for all.
+        windows: evaluate on at most the tokens of this many windows, laid end to end; None for all.
     """
 
     source: str

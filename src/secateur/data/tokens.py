@@ -63,18 +63,23 @@ def _from_documents(text: Text, tokenizer: Tokenizer, samples: int, length: int,
     return torch.stack(windows)
 
 
-def evaluation_windows(text: Text, tokenizer: Tokenizer, window: int, limit: int | None = None) -> Tensor:
+def evaluation_windows(
+    text: Text, tokenizer: Tokenizer, window: int, stride: int | None = None, limit: int | None = None
+) -> Tensor:
     """Cut the joined text into consecutive windows: int64 ``(n, window)``. The rest is dropped.
 
+    Args:
+        stride: tokens from the start of one window to that of the next; by default ``window``.
+        limit: at most so many windows.
     Raises:
         InputError: when there is not even one window.
     """
     ids = _encode(tokenizer, text.joined)
-    count = len(ids) // window
-    if count == 0:
+    if len(ids) < window:
         raise InputError(f"{text.source} has {len(ids):,} tokens, less than one window of {window} (--window)")
-    count = min(count, *(most for most in (text.windows, limit) if most is not None), count)
-    return ids[: count * window].reshape(count, window)
+    if text.windows:
+        ids = ids[: text.windows * window]
+    return ids.unfold(0, window, stride or window)[:limit]
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> Tensor:
