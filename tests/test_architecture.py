@@ -38,7 +38,7 @@ ORDER = [
     {"evaluate.perplexity", "evaluate.zero_shot"},
     {"evaluate.evaluation"},
     {"pipeline", "evaluate.comparison", "inspection", "verification"},
-    {"demo", "console"},
+    {"demo", "console", "in_memory"},
     {""},
     {"cli"},
     {"__main__"},

@@ -6,10 +6,11 @@ __version__ = version("secateur")
 
 from secateur.errors import InputError
 from secateur.evaluate.evaluation import evaluate
+from secateur.in_memory import prune_module
 from secateur.inspection import inspect
 from secateur.pipeline import prune
 from secateur.recipe import Recipe
 from secateur.runtime.loading import load
 from secateur.verification import verify
 
-__all__ = ["InputError", "Recipe", "__version__", "evaluate", "inspect", "load", "prune", "verify"]
+__all__ = ["InputError", "Recipe", "__version__", "evaluate", "inspect", "load", "prune", "prune_module", "verify"]

@@ -70,7 +70,7 @@ def prune(
     check_destination(out, force)
     device = choose_device(recipe.device)
     out.parent.mkdir(parents=True, exist_ok=True)
-    clock = _Clock()
+    clock = Clock()
     with progress, local_folder(str(model), out.parent) as folder, Writer(out, force) as writer:
         with clock("load"):
             source = Source(folder)
@@ -112,7 +112,7 @@ def prune(
             "calibration": calibration,
             "computed_in": str(dtype).removeprefix("torch."),
             "skipped": skipped,
-            **_account(layers, trials, clock),
+            **account(layers, trials, clock),
         }
         writer.finish(folder, manifest, orders, gathers=orderer is not None and recipe.fold == "gather")
     return manifest
@@ -128,7 +128,7 @@ class _Job:
     held_out: int
     device: torch.device
     progress: Progress
-    clock: "_Clock"
+    clock: "Clock"
 
     def announce(self, batches: Sequence[Tensor], surveys: bool) -> None:
         """Tell the progress how much there is to do."""
@@ -227,7 +227,7 @@ class _Job:
         _return_freed_memory()
 
 
-def _account(layers: Sequence[LayerResult], trials: Sequence[Trial], clock: "_Clock") -> dict[str, Any]:
+def account(layers: Sequence[LayerResult], trials: Sequence[Trial], clock: "Clock") -> dict[str, Any]:
     """The part of the manifest that tells how it went, and with which versions."""
     sizes = [layer.shape[0] * layer.shape[1] for layer in layers]
     zeros = sum(layer.sparsity * size for layer, size in zip(layers, sizes, strict=True))
@@ -256,7 +256,7 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-class _Clock:
+class Clock:
     """Seconds by kind of work."""
 
     def __init__(self) -> None:
@@ -264,6 +264,7 @@ class _Clock:
 
     @contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
+        """Count what is done in this context as ``kind``."""
         began = time.perf_counter()
         yield
         self._spent[kind] += time.perf_counter() - began

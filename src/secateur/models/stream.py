@@ -5,7 +5,7 @@ that it passes to each block. From then on each block is called by itself, with 
 on hidden states that are kept here: no signature of any transformers version is assumed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ from secateur.models.blocks import Block
 from secateur.models.families import reader_groups
 from secateur.progress import Progress
 from secateur.stats import InputStats
+
+Batch = Tensor | Mapping[str, Any]
 
 
 class Stream:
@@ -34,7 +36,7 @@ class Stream:
         self,
         model: nn.Module,
         blocks: Sequence[Block],
-        batches: Sequence[Tensor],
+        batches: Sequence[Batch],
         progress: Progress | None = None,
         *,
         held_out: int = 0,
@@ -43,14 +45,14 @@ class Stream:
 
         Args:
             model: with everything but its blocks, and with its first block, in memory.
-            batches: token ids, ``(B, L)`` int64 each.
+            batches: token ids, ``(B, L)`` int64 each; or what else the model is called with, by name.
             held_out: so many of the last batches move along but count in no statistic.
         """
         self.blocks = blocks
         self.progress = progress or Progress()
         self.held_out = len(batches) - held_out
-        self.tokens = sum(batch.numel() for batch in batches[: self.held_out])
         self.hidden, self._calls = _record(model, blocks, batches)
+        self.tokens = sum(states[..., 0].numel() for states in self.hidden[: self.held_out])
 
     def observe(
         self, index: int, stride: int = 1, keep_output: bool = False, gram: bool = False
@@ -167,7 +169,7 @@ class _Call:
 
 @torch.no_grad()
 def _record(
-    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Tensor]
+    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch]
 ) -> tuple[list[Tensor], list[list[_Call]]]:
     """The hidden states that enter the first block, per batch, and the calls, by block and batch.
 
@@ -198,7 +200,10 @@ def _record(
     with _forwards({block.module: stub_of(i) for i, block in enumerate(blocks)}):
         for batch in batches:
             try:
-                model(batch, use_cache=False)
+                if isinstance(batch, Tensor):
+                    model(batch, use_cache=False)
+                else:
+                    model(**batch)
             except _StopForward:
                 continue
             raise InputError(f"{type(model).__name__} did not run its last block, {blocks[-1].prefix[:-1]}")

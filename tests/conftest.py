@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--families-table", metavar="FILE", help="write what test_families.py finds as a table")
+
+
+@pytest.fixture(scope="session")
+def families_table(request):
+    """Rows of the table of families; written at the end of the run if it is asked for."""
+    rows = []
+    yield rows
+    if file := request.config.getoption("--families-table"):
+        head = ["model", "family", "linears", "pruned", "logits differ, float32", "bfloat16", "loads plainly"]
+        lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
+        Path(file).write_text("\n".join(lines) + "\n", encoding="utf-8")
