@@ -72,8 +72,8 @@ def prune_linear(
         score, dense, stats = score[:, order], dense[:, order], stats.select(order) if stats else None
     mask = select(score, pattern)
     mask, pruned = mend(dense, mask, stats, recipe)
-    # Rounded as it is stored, and exactly zero where it is masked.
-    stored = pruned.to(weight.dtype) * mask
+    # Rounded as it is stored, and exactly zero where it is masked: all bits of it, for formats that go by bits.
+    stored = pruned.to(weight.dtype).where(mask, 0)
     error = relative_error(dense, stored.float(), stats) if stats else None
     free = Unstructured(pattern.sparsity, SCORES[recipe.score].scope)
     kept = retained(score, mask)
