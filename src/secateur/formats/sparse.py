@@ -136,8 +136,9 @@ def _per_column(scales: Tensor, group: int, columns: int) -> Tensor:
 
 def _pack_bits(kept: Tensor) -> Tensor:
     """A bool mask ``(O, I)`` as the bytes that :class:`SparseWeight` holds."""
-    padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % WORD)).reshape(len(kept), -1, 8)
-    return (padded.to(torch.uint8) << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % WORD))
+    bits = padded.unflatten(1, (padded.shape[1] // 8, 8)).to(torch.uint8)
+    return (bits << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
 
 
 def _unpack_bits(mask: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ def _load_packed(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
     model = source.skeleton(precision)
     dense = {}
     for name in source.sparse:
-        linear, weight = _linear(model, name, source), source.read_sparse(name)
+        weight = source.read_sparse(name)
+        linear = _linear(model, name, source)
         if precision == torch.bfloat16:
             weight = weight.to(precision)
         if KERNELS and (weight.group or weight.dtype == torch.bfloat16):

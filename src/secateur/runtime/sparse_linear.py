@@ -5,7 +5,7 @@ kernels multiply with the packed weight as it is. For many tokens the product it
 expanded for the moment, and torch multiplies.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from secateur.formats.sparse import WORD, SparseWeight
 from secateur.runtime.kernels import KERNELS
 
-# From more tokens on, expanding the weight and a dense product is faster (benchmarks/sparse_linear.py).
+if TYPE_CHECKING:
+    from secateur.runtime._native import Kernels
+
+# For more tokens a dense product is faster (benchmarks/sparse_linear.py).
 MOST_TOKENS = 16
+# Rows that are expanded for it at a time: they stay in the cache, and little memory is needed.
+TILE_ROWS = 512
 # Integer sums of so many columns fit in 32 bits.
 _LARGEST_GROUP = 4096
 # Kernels load whole registers, and so look at what lies behind the last value.
@@ -35,6 +40,7 @@ class SparseLinear(nn.Module):
     values: Tensor
     starts: Tensor
     scales: Tensor | None
+    kernels: "Kernels | None" = KERNELS[0] if KERNELS else None  # of the class, since they cannot be copied
 
     def __init__(self, weight: SparseWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
@@ -51,11 +57,16 @@ class SparseLinear(nn.Module):
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
-        self.kernels = KERNELS[0] if KERNELS and self.group <= _LARGEST_GROUP else None
+        if self.group > _LARGEST_GROUP:
+            self.kernels = None
 
     @property
     def weight(self) -> Tensor:
         """The dense weight ``(O, I)``, made anew."""
+        return self.packed().dense()
+
+    def packed(self) -> SparseWeight:
+        """The weight as it was given."""
         kept = self.values[:-_READ_PAST]
         return SparseWeight(
             shape=(self.out_features, self.in_features),
@@ -64,32 +75,41 @@ class SparseLinear(nn.Module):
             values=kept if self.group else kept.view(torch.bfloat16),
             scales=None if self.scales is None else self.scales.view(torch.bfloat16),
             group=self.group,
-        ).dense()
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(..., I)`` → ``(..., O)``, in the inputs' type."""
-        native = self.kernels is not None and inputs.device.type == "cpu"
-        native = native and inputs.dtype in (torch.bfloat16, torch.float32)
-        if native and inputs.numel() <= MOST_TOKENS * self.in_features and not _needs_grad(inputs):
-            out = self._multiply(inputs)
-            return out if self.bias is None else out + self.bias
-        dense = self._expand(inputs.dtype) if native else self.weight.to(inputs.dtype)
-        return nn.functional.linear(inputs, dense, self.bias)
+        native = inputs.device.type == "cpu" and inputs.dtype in (torch.bfloat16, torch.float32)
+        if self.kernels is None or not native or (torch.is_grad_enabled() and inputs.requires_grad):
+            return nn.functional.linear(inputs, self.packed().to(inputs.dtype).dense(), self.bias)
+        rows = inputs.reshape(-1, self.in_features).contiguous()
+        out = self._multiply(rows) if len(rows) <= MOST_TOKENS else self._by_tiles(rows)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*inputs.shape[:-1], self.out_features)
 
-    def _multiply(self, inputs: Tensor) -> Tensor:
-        rows = nn.functional.pad(inputs, (0, -self.in_features % WORD)) if self.in_features % WORD else inputs
-        rows = rows.contiguous()
-        out = inputs.new_empty(*inputs.shape[:-1], self.out_features)
-        tokens = inputs.numel() // max(1, self.in_features)
+    @torch.no_grad()
+    def _multiply(self, rows: Tensor) -> Tensor:
+        """``(T, I)`` → ``(T, O)`` with the weight as it is."""
         assert self.kernels is not None
-        self.kernels.multiply(rows.data_ptr(), out.data_ptr(), inputs.dtype == torch.bfloat16, tokens, *self._matrix())
+        if self.in_features % WORD:
+            rows = nn.functional.pad(rows, (0, -self.in_features % WORD))
+        out = rows.new_empty(len(rows), self.out_features)
+        is_bfloat16 = rows.dtype == torch.bfloat16
+        self.kernels.multiply(rows.data_ptr(), out.data_ptr(), is_bfloat16, len(rows), *self._matrix())
         return out
 
-    def _expand(self, dtype: torch.dtype) -> Tensor:
-        dense = torch.empty(self.out_features, self.in_features, dtype=dtype)
+    @torch.no_grad()
+    def _by_tiles(self, rows: Tensor) -> Tensor:
+        """The same by dense products."""
         assert self.kernels is not None
-        self.kernels.expand(dense.data_ptr(), dtype == torch.bfloat16, 0, self.out_features, *self._matrix())
-        return dense
+        out = rows.new_empty(len(rows), self.out_features)
+        tile = rows.new_empty(min(TILE_ROWS, self.out_features), self.in_features)
+        for first in range(0, self.out_features, TILE_ROWS):
+            last = min(first + TILE_ROWS, self.out_features)
+            self.kernels.expand(tile.data_ptr(), rows.dtype == torch.bfloat16, first, last, *self._matrix())
+            torch.mm(rows, tile[: last - first].T, out=out[:, first:last])
+        return out
 
     def _matrix(self) -> tuple[int, int, int, int, int, int, int, int]:
         """The packed weight as the native kernels take it, and the number of threads."""
@@ -115,7 +135,3 @@ class SparseLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {values}"
         )
-
-
-def _needs_grad(inputs: Tensor) -> bool:
-    return torch.is_grad_enabled() and inputs.requires_grad
