@@ -142,7 +142,7 @@ class Source:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; raises :class:`InputError` when the folder has none."""
         with naming(self.folder):
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(self.folder, config=self.config, trust_remote_code=False)
 
     def fits_model(self) -> bool:
         """Whether the tensors are named as today's model names them, its output head excepted.

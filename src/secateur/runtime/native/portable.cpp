@@ -39,20 +39,15 @@ int lowest_bit(std::uint32_t word) {
 std::int32_t widen(std::int8_t value) { return value; }
 std::int32_t widen(std::int16_t value) { return value; }
 
-// The sum over the kept columns of words [first, last) of value * input; moves `value` on. A word is put in its
-// places first: compilers then make vectors of the rest.
+// The sum over the kept columns of words [first, last) of value * input; moves `value` on.
 template <class Sum, class Value, class Input>
 Sum dot(const std::uint8_t* mask, const Value*& value, const Input* input, std::int64_t first, std::int64_t last) {
-    Sum sums[kWord] = {};
-    for (std::int64_t word = first; word < last; ++word) {
-        Sum weights[kWord] = {};
-        for (std::uint32_t left = mask_word(mask + 4 * word); left; left &= left - 1) {
-            weights[lowest_bit(left)] = widen(*value++);
-        }
-        for (int lane = 0; lane < kWord; ++lane) sums[lane] += weights[lane] * widen(input[word * kWord + lane]);
-    }
     Sum sum = 0;
-    for (const Sum lane : sums) sum += lane;
+    for (std::int64_t word = first; word < last; ++word) {
+        for (std::uint32_t left = mask_word(mask + 4 * word); left; left &= left - 1) {
+            sum += widen(*value++) * widen(input[word * kWord + lowest_bit(left)]);
+        }
+    }
     return sum;
 }
 
