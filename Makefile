@@ -33,7 +33,7 @@ format: $(VENV)/dev
 clean:
 	rm -rf $(VENV)
 
-$(VENV)/demo $(VENV)/dev $(VENV)/tasks: $(VENV)/%: pyproject.toml constraints.txt
+$(VENV)/demo $(VENV)/dev $(VENV)/tasks: $(VENV)/%: pyproject.toml constraints.txt $(wildcard src/secateur/runtime/native/*)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[$*]'
 	$(PIP) --no-deps $(WHEELS)

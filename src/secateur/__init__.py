@@ -6,11 +6,26 @@ __version__ = version("secateur")
 
 from secateur.errors import InputError
 from secateur.evaluate.evaluation import evaluate
+from secateur.formats.packing import pack, unpack
 from secateur.in_memory import prune_module
 from secateur.inspection import inspect
 from secateur.pipeline import prune
 from secateur.recipe import Recipe
+from secateur.runtime.generation import generate
 from secateur.runtime.loading import load
 from secateur.verification import verify
 
-__all__ = ["InputError", "Recipe", "__version__", "evaluate", "inspect", "load", "prune", "prune_module", "verify"]
+__all__ = [
+    "InputError",
+    "Recipe",
+    "__version__",
+    "evaluate",
+    "generate",
+    "inspect",
+    "load",
+    "pack",
+    "prune",
+    "prune_module",
+    "unpack",
+    "verify",
+]

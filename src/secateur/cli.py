@@ -183,6 +183,71 @@ def verify(model: str, /, *, dense: str | None = None, json: Json = False) -> No
         sys.exit(FAILED_CHECK)
 
 
+@app.command
+def pack(
+    model: str, /, *, out: Path, int8: bool = False, force: bool = False, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Write pruned MODEL with its pruned linears packed: smaller, and faster to generate with on a CPU.
+
+    Parameters
+    ----------
+    model
+        A pruned model: a folder, a hub name, or a .gguf file.
+    out
+        The folder to write. Only Secateur loads it; unpack gives the plain one back, bit for bit.
+    int8
+        Round the kept weights to int8, with a scale for each row and 128 columns.
+    force
+        Replace a model folder that is already there.
+    """
+    packing = secateur.pack(model, out, int8=int8, force=force, progress=_progress(quiet))
+    if json:
+        _print_json(dataclasses.asdict(packing))
+    else:
+        console.out.print(console.packing_text(packing))
+        console.out.print(f"written to {out}", highlight=False)
+
+
+@app.command
+def unpack(model: str, /, *, out: Path, force: bool = False, quiet: Quiet = False) -> None:
+    """Write packed MODEL as a plain Hugging Face folder again.
+
+    Parameters
+    ----------
+    model
+        A folder that pack wrote.
+    out
+        The folder to write.
+    force
+        Replace a model folder that is already there.
+    """
+    secateur.unpack(model, out, force=force, progress=_progress(quiet))
+    console.out.print(f"written to {out}", highlight=False)
+
+
+@app.command
+def generate(model: str, prompt: str, /, *, tokens: int = 64, dtype: str = "auto", json: Json = False) -> None:
+    """Continue PROMPT with MODEL on the CPU, and say how many tokens a second that takes.
+
+    Parameters
+    ----------
+    model
+        A hub name, a folder, packed or not, or a .gguf file.
+    prompt
+        The text to continue.
+    tokens
+        Generate at most so many.
+    dtype
+        auto (as stored), float32, bfloat16 or float16.
+    """
+    result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype)
+    if json:
+        _print_json(dataclasses.asdict(result))
+    else:
+        console.out.print(prompt + result.text, markup=False, highlight=False, soft_wrap=True)
+        console.err.print(console.speed_text(result))
+
+
 @app.command(name="demo")
 def run_demo(*, out: Path | None = None, json: Json = False, quiet: Quiet = False) -> None:
     """Prune SmolLM2-135M with magnitude, Wanda and RIA, to 50 % and to 2:4, and compare perplexities.

@@ -16,9 +16,11 @@ from secateur.evaluate.comparison import Comparison, compare
 from secateur.evaluate.evaluation import Evaluation
 from secateur.evaluate.perplexity import Perplexity
 from secateur.evaluate.zero_shot import TaskScore
+from secateur.formats.packing import Packing
 from secateur.inspection import Inspection
 from secateur.layers import FEWEST_TOKENS
 from secateur.progress import Progress
+from secateur.runtime.generation import Generation
 from secateur.verification import Verdict
 
 # Ways to fold, the freest last.
@@ -201,3 +203,26 @@ def layers_table(found: Inspection) -> Table:
         spaces = (layer.reads or "", layer.writes or "")
         table.add_row(layer.name, shape, layer.dtype, f"{layer.sparsity:.1%}", layer.pattern or "", *spaces)
     return table
+
+
+def packing_text(packing: Packing) -> Text:
+    """What packing saved."""
+
+    def change(before: int, after: int) -> str:
+        return f"{before / 1e6:,.1f} MB → {after / 1e6:,.1f} MB ({after / before:.4f})"
+
+    return Text(
+        f"{packing.linears} linears{' as int8' if packing.int8 else ''}: "
+        f"{change(packing.dense_bytes, packing.packed_bytes)}; "
+        f"all tensors: {change(packing.total_dense_bytes, packing.total_packed_bytes)}"
+    )
+
+
+def speed_text(result: Generation) -> Text:
+    """How fast it was, and by what means."""
+    rate = f"{result.tokens_per_second:,.1f} tokens/s" if result.tokens_per_second else "one token"
+    means = f"packed weights, {result.kernels} kernels" if result.kernels else "dense weights"
+    return Text(
+        f"{rate} after {result.prefill_seconds:.2f} s for {result.prompt_tokens} tokens of prompt "
+        f"({means}, {result.dtype})"
+    )

@@ -73,6 +73,8 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / MANIFEST} is damaged: {error!r}") from error
     source = Source(folder)
+    if any(entry.group for entry in source.sparse.values()):
+        raise InputError(f"{folder} holds weights rounded to int8: verify the folder that it was packed from")
     linears = _linears(source)
     if absent := [name for name in listed if name not in linears]:
         raise InputError(f"{folder} lacks {', '.join(absent[:3])}, which {MANIFEST} lists")

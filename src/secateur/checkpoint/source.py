@@ -18,8 +18,10 @@ from transformers import (
 )
 
 from secateur.checkpoint.experts import Stacks
-from secateur.checkpoint.layout import GATHER_TYPE, INDEX, WEIGHTS
+from secateur.checkpoint.layout import GATHER_TYPE, INDEX, PACKED_TYPE, WEIGHTS
+from secateur.checkpoint.packed import Entry, declared, parts_of, read_sparse
 from secateur.errors import InputError
+from secateur.formats.sparse import SparseWeight
 
 
 class Source:
@@ -31,6 +33,8 @@ class Source:
         gathers: whether its norms need orders that only Secateur applies (``--fold gather``).
         files: the safetensors file of each tensor that the files hold.
         stacks: which of them the model has as one tensor. All else here goes by the model's names.
+        packed: whether it is a packed folder.
+        sparse: what its files say of their sparse weights, by name; to all else they look like dense ones.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,11 +43,13 @@ class Source:
             raise InputError(f"{folder} is not a model folder: it has no config.json")
         try:
             written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            self.gathers = written.get("model_type") == GATHER_TYPE
-            base = written.get("base")
+            self.packed = written.get("model_type") == PACKED_TYPE
+            base = written["base"] if self.packed else written
+            self.gathers = base.get("model_type") == GATHER_TYPE
+            base = base["base"] if self.gathers else base
             self.config = (
                 AutoConfig.for_model(**base)
-                if self.gathers
+                if self.gathers or self.packed
                 else AutoConfig.from_pretrained(folder, trust_remote_code=False)
             )
         except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
@@ -54,6 +60,9 @@ class Source:
                 f"{folder} is quantized ({kind}): give the original model, in float32, bfloat16 or float16"
             )
         self.files = self._index()
+        self.sparse: dict[str, Entry] = {}
+        if self.packed:
+            self._find_sparse()
         self.stacks = Stacks(self.files)
 
     def _index(self) -> dict[str, Path]:
@@ -80,8 +89,21 @@ class Source:
                 raise InputError(f"{self.folder} lacks {file}, which its index names")
         return {name: self.folder / file for name, file in weight_map.items()}
 
+    def _find_sparse(self) -> None:
+        """Let sparse weights stand in ``files`` in place of their parts."""
+        for shard in sorted(set(self.files.values())):
+            for name, entry in declared(shard).items():
+                if name in self.sparse:
+                    raise InputError(f"{self.folder} declares {name} in two files")
+                self.sparse[name] = entry
+                self.files[name] = shard
+                for part in parts_of(name, entry):
+                    self.files.pop(part, None)
+
     def refuse_gathers(self, purpose: str) -> None:
-        """Raise :class:`InputError` if the model gathers: ``purpose`` says what cannot be done with it."""
+        """Raise :class:`InputError` if plain transformers could not load it: ``purpose`` says what it is not for."""
+        if self.packed:
+            raise InputError(f"{self.folder} is packed, and cannot be {purpose}: secateur unpack it first")
         if self.gathers:
             raise InputError(f"{self.folder} was written with --fold gather, and cannot be {purpose}")
 
@@ -95,15 +117,20 @@ class Source:
         Raises:
             InputError: when a file is damaged.
         """
-        parts: dict[str, Tensor] = {}
         wanted = [part for name in names for part in self.stacks.parts(name)]
-        for path in dict.fromkeys(self.files[part] for part in wanted):
+        parts = {part: self.read_sparse(part).dense() for part in wanted if part in self.sparse}
+        plain = [part for part in wanted if part not in self.sparse]
+        for path in dict.fromkeys(self.files[part] for part in plain):
             try:
                 with safe_open(path, framework="pt") as file:
-                    parts |= {part: file.get_tensor(part) for part in wanted if self.files[part] == path}
+                    parts |= {part: file.get_tensor(part) for part in plain if self.files[part] == path}
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{path} is damaged or incomplete: {error}") from error
         return {name: self.stacks.join(name, parts) for name in names}
+
+    def read_sparse(self, name: str) -> SparseWeight:
+        """One of the weights in ``sparse``; raises :class:`InputError` when it is damaged."""
+        return read_sparse(self.files[name], name, self.sparse[name])
 
     def skeleton(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
         """The model without its weights: parameters on the meta device, buffers on ``device``, in eval mode.
@@ -121,7 +148,7 @@ class Source:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; raises :class:`InputError` when the folder has none."""
         with naming(self.folder):
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(self.folder, config=self.config, trust_remote_code=False)
 
     def fits_model(self) -> bool:
         """Whether the tensors are named as today's model names them, its output head excepted.

@@ -37,26 +37,28 @@ class Writer:
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
-    def add(self, tensors: dict[str, Tensor]) -> None:
-        """Write one shard of named tensors."""
+    def add(self, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+        """Write one shard of named tensors; ``metadata`` in place of what transformers asks of a file it loads."""
         self.shards.append({name: tensor.nbytes for name, tensor in tensors.items()})
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, self.folder / f"{len(self.shards)}.shard", metadata={"format": "pt"})
+        save_file(contiguous, self.folder / f"{len(self.shards)}.shard", metadata=metadata or {"format": "pt"})
 
     def finish(
         self,
         companions_from: Path,
-        manifest: dict[str, Any],
+        manifest: dict[str, Any] | None,
         orders: dict[str, Tensor] | None = None,
         gathers: bool = False,
+        config: dict[str, Any] | None = None,
     ) -> None:
         """Name the shards, add config, tokenizer, manifest and orders, and put the folder in place.
 
         Args:
             companions_from: the folder whose config and tokenizer these are.
-            manifest: the content of ``secateur.json``.
+            manifest: the content of ``secateur.json``, if there is to be one.
             orders: int64 tensors to keep beside the weights.
             gathers: the model is wrong without its gather orders: plain transformers must refuse it.
+            config: the content of ``config.json``, where it is not that of ``companions_from``.
         """
         total = len(self.shards)
         weight_map: dict[str, str] = {}
@@ -65,17 +67,22 @@ class Writer:
             (self.folder / f"{number}.shard").rename(self.folder / name)
             weight_map |= dict.fromkeys(shard, name)
         size = sum(sum(shard.values()) for shard in self.shards)
-        _write_json(self.folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        _write_json(
+            self.folder / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+        )
         for pattern in COMPANIONS:
             for file in companions_from.glob(pattern):
                 if not file.name.endswith(".index.json") and file.name != MANIFEST:
                     shutil.copyfile(file, self.folder / file.name)
+        if config is not None:
+            _write_json(self.folder / "config.json", config)
         if gathers:
             config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             _write_json(self.folder / "config.json", {"model_type": GATHER_TYPE, "base": config})
         if orders:
             save_file({name: order.contiguous() for name, order in orders.items()}, self.folder / ORDERS)
-        _write_json(self.folder / MANIFEST, manifest)
+        if manifest is not None:
+            _write_json(self.folder / MANIFEST, manifest)
         self._put_in_place()
 
     def _put_in_place(self) -> None:

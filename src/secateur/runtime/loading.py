@@ -1,19 +1,29 @@
 """Load a model folder for running it, whatever Secateur wrote there."""
 
+import logging
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
 
-from secateur.checkpoint import Source, load_whole
+from secateur.checkpoint import Source, load_into, load_whole
+from secateur.checkpoint.source import naming
+from secateur.errors import InputError
 from secateur.runtime.gather import ORDER, attach_orders
+from secateur.runtime.kernels import KERNELS
+from secateur.runtime.sparse_linear import SparseLinear
+
+_log = logging.getLogger(__name__)
 
 
 def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     """A transformers model, in eval mode, on the CPU.
 
     A plain folder loads as ``AutoModelForCausalLM.from_pretrained`` loads it; one that was written with
-    ``--fold gather`` gets the norms that it needs.
+    ``--fold gather`` gets the norms that it needs; one that was packed keeps its weights packed, as
+    :class:`~secateur.runtime.sparse_linear.SparseLinear`, where there are kernels for them: for bfloat16 and
+    int8 values. Others are expanded, and take the memory and the time of a dense model.
 
     Args:
         folder: a local model folder.
@@ -23,7 +33,50 @@ def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedMod
         InputError: when the folder cannot be read.
     """
     source = Source(Path(folder))
-    model = load_whole(Path(folder), config=source.config, dtype=dtype)
+    if source.packed:
+        model = _load_packed(source, dtype)
+    else:
+        model = load_whole(Path(folder), config=source.config, dtype=dtype)
     orders = source.read([name for name in source.names() if name.endswith(ORDER)])
     attach_orders(model, orders)
     return model.eval()
+
+
+def _load_packed(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
+    if not KERNELS:
+        _log.warning("Secateur was installed without a compiler: packed weights run as slowly as dense ones")
+    stored = source.config.dtype or torch.float32
+    precision = stored if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
+    model = source.skeleton(precision)
+    dense = {}
+    for name in source.sparse:
+        weight = source.read_sparse(name)
+        linear = _linear(model, name, source)
+        if precision == torch.bfloat16:
+            weight = weight.to(precision)
+        if KERNELS and (weight.group or weight.dtype == torch.bfloat16):
+            model.set_submodule(name.removesuffix(".weight"), SparseLinear(weight, linear.bias))
+        else:
+            dense[name] = weight.dense()
+    plain = source.read([name for name in source.names() if name not in source.sparse])
+    try:
+        load_into(model, plain | dense, "", torch.device("cpu"))
+    except RuntimeError as error:
+        raise InputError(f"{source.folder} has weights in another shape than its model: {error}") from error
+    model.tie_weights()
+    if absent := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise InputError(f"{source.folder} lacks weights of its model: {', '.join(absent[:3])}")
+    if (source.folder / "generation_config.json").is_file():
+        with naming(source.folder):
+            model.generation_config = GenerationConfig.from_pretrained(source.folder)
+    return model
+
+
+def _linear(model: nn.Module, name: str, source: Source) -> nn.Linear:
+    """The linear of ``model`` whose weight is the sparse weight ``name``."""
+    modules = dict(model.named_modules())
+    linear = modules.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+    if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != source.sparse[name].shape:
+        shape = " × ".join(map(str, source.sparse[name].shape))
+        raise InputError(f"{source.files[name]} declares {name}, {shape}, and its model has no such linear")
+    return linear

@@ -1,0 +1,106 @@
+"""How much faster packed linears are than torch's dense bfloat16 linear, at the shapes of LLaMA-7B.
+
+    python benchmarks/sparse_linear.py [--threads 2] [--rounds 20] [--tokens 1 8 16 32 128] [--every-set] [--cpu-time]
+
+One round runs each kind of linear once through enough copies of its weight that they do not fit in the cache, as
+the layers of a model do when text is generated; kinds take turns, so that what disturbs the machine disturbs them
+alike. Quotes the median over rounds of the time of dense over that of each kind, with the quartiles, and the largest
+error against the dense product in float32, as a share of the largest output. With more than one token also what
+``SparseLinear`` has chosen from (``kernels`` multiplies with the packed weight, ``tiles`` expands it for torch).
+``--every-set`` measures every set of kernels that this processor runs, not only the best; ``--cpu-time`` counts the
+seconds of the one thread it runs on, for a machine that is shared.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from secateur.formats.sparse import pack, pack_int8
+from secateur.runtime.kernels import KERNELS
+from secateur.runtime.sparse_linear import SparseLinear
+from secateur.sparsity import NM, Pattern, Unstructured, select
+
+SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008)]
+PATTERNS: list[Pattern] = [NM(2, 4), NM(16, 32), Unstructured(0.5, "row")]
+BYTES = 200e6  # of dense weights in one round: several times the cache
+
+
+def dense_linear(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    return linear
+
+
+def sparse_linear(weight: Tensor, int8: bool, kernels: int) -> SparseLinear:
+    linear = SparseLinear(pack_int8(weight) if int8 else pack(weight))
+    linear.kernels = KERNELS[kernels]
+    return linear
+
+
+def measure(
+    shape: tuple[int, int], pattern: Pattern, tokens: int, sets: int, rounds: int, clock: Callable[[], float]
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    weight = weight.where(select(weight.abs(), pattern), 0).bfloat16()
+    inputs = torch.randn(tokens, shape[1]).bfloat16()
+    copies = max(1, round(BYTES / weight.nbytes))
+    layers: dict[str, list[Callable[[Tensor], Tensor]]] = {"dense": [dense_linear(weight) for _ in range(copies)]}
+    for number, kernels in enumerate(KERNELS[:sets]):
+        for int8 in (False, True):
+            made = [sparse_linear(weight, int8, number) for _ in range(copies)]
+            kind = f"{'int8' if int8 else 'bfloat16'} {kernels.name}"
+            if tokens == 1:
+                layers[kind] = [*made]
+            else:
+                layers[f"{kind} kernels"] = [linear._multiply for linear in made]
+                layers[f"{kind} tiles"] = [linear._by_tiles for linear in made]
+    seconds: dict[str, list[float]] = {kind: [] for kind in layers}
+    for _ in range(rounds + 1):
+        for kind, stack in layers.items():
+            began = clock()
+            for layer in stack:
+                layer(inputs)
+            seconds[kind].append((clock() - began) / copies)
+    exact = inputs.float() @ weight.float().T
+    for kind, spent in seconds.items():
+        ratios = [dense / ours for dense, ours in zip(seconds["dense"][1:], spent[1:], strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4)
+        result = {
+            "shape": shape,
+            "pattern": str(pattern),
+            "tokens": tokens,
+            "kind": kind,
+            "ms": round(1e3 * statistics.median(spent[1:]), 3),
+            "faster": round(median, 2),
+            "quartiles": [round(low, 2), round(high, 2)],
+            "error": float(f"{(layers[kind][0](inputs) - exact).abs().max() / exact.abs().max():.2g}"),
+        }
+        print(json.dumps(result), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--tokens", type=int, nargs="*", default=[1])
+    parser.add_argument("--every-set", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1 if args.cpu_time else args.threads)
+    sets = len(KERNELS) if args.every_set else 1
+    clock = time.thread_time if args.cpu_time else time.perf_counter
+    with torch.inference_mode():
+        for tokens in args.tokens:
+            for shape in SHAPES:
+                for pattern in PATTERNS if tokens == 1 else PATTERNS[:1]:
+                    measure(shape, pattern, tokens, sets, args.rounds, clock)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Sparse weights in files: the format that docs/format.md describes."""

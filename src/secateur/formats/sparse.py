@@ -1,0 +1,151 @@
+"""A pruned weight as a mask and its kept values, as ``docs/format.md`` describes it.
+
+Nothing here knows of files. What counts as kept is decided by bits: a weight is left out when all of its
+bits are zero, so packing floats loses nothing, neither the sign of a zero nor what a NaN carries.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from secateur.errors import InputError
+
+# Rows of the mask are padded to whole words of so many columns.
+WORD = 32
+# Columns that share a scale, where int8 values are made.
+GROUP = 128
+# The floats that weights may be stored in, and the integers that show their bits.
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+@dataclass(frozen=True)
+class SparseWeight:
+    """The weight of a linear, ``(O, I)``.
+
+    Attributes:
+        shape: ``(O, I)``.
+        dtype: the float type of the dense weight.
+        mask: uint8 ``(O, 4⌈I/32⌉)``: bit j of byte b of a row is set where column 8b + j is kept.
+        values: the kept weights, row after row, ``(K,)``; of ``dtype``, or int8.
+        scales: for int8 values, bfloat16 ``(O, ⌈I/group⌉)``: what the values of each group of columns are to be
+            multiplied by.
+        group: for int8 values, the number of columns that share a scale, a multiple of 32; else 0.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    mask: Tensor
+    values: Tensor
+    scales: Tensor | None = None
+    group: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in a file."""
+        return self.mask.nbytes + self.values.nbytes + (self.scales.nbytes if self.scales is not None else 0)
+
+    def kept(self) -> Tensor:
+        """Where weights are kept, bool ``(O, I)``."""
+        return _unpack_bits(self.mask)[:, : self.shape[1]]
+
+    def dense(self) -> Tensor:
+        """The weight ``(O, I)`` in ``dtype``."""
+        kept = self.kept()
+        if self.scales is None:
+            bits = BITS[self.dtype]
+            dense = torch.zeros(self.shape, dtype=bits, device=kept.device)
+            return dense.masked_scatter_(kept, self.values.view(bits)).view(self.dtype)
+        integers = torch.zeros(self.shape, dtype=torch.int8, device=kept.device).masked_scatter_(kept, self.values)
+        return (integers * _per_column(self.scales, self.group, self.shape[1])).to(self.dtype)
+
+    def to(self, dtype: torch.dtype) -> "SparseWeight":
+        """The same with its float values rounded to ``dtype``; int8 values stay as they are."""
+        return replace(self, dtype=dtype, values=self.values if self.group else self.values.to(dtype))
+
+    def check(self, name: str) -> None:
+        """Raise :class:`InputError` about ``name`` unless its parts agree with each other."""
+
+        def demand(holds: bool, otherwise: str) -> None:
+            if not holds:
+                raise InputError(f"{name} is damaged: {otherwise}")
+
+        rows, columns = self.shape
+        demand(rows >= 0 and columns >= 0, f"it cannot have the shape {rows} × {columns}")
+        wide = (rows, WORD // 8 * -(-columns // WORD))
+        demand(_is(self.mask, torch.uint8, wide), f"its mask is not uint8 of shape {wide}")
+        bits = _unpack_bits(self.mask)
+        demand(not bits[:, columns:].any(), "its mask keeps columns beyond the last")
+        number = int(bits.sum())
+        stored = torch.int8 if self.group else self.dtype
+        demand(
+            _is(self.values, stored, (number,)),
+            f"its mask keeps {number} weights, but its values are {tuple(self.values.shape)} of {self.values.dtype}",
+        )
+        if self.group:
+            demand(self.group > 0 and self.group % WORD == 0, f"its group of {self.group} is not a multiple of {WORD}")
+            wide = (rows, -(-columns // self.group))
+            demand(
+                self.scales is not None and _is(self.scales, torch.bfloat16, wide),
+                f"its scales are not bfloat16 of shape {wide}",
+            )
+            demand(bool(self.scales is not None and self.scales.isfinite().all()), "a scale is not finite")
+
+
+def pack(weight: Tensor) -> SparseWeight:
+    """``weight`` (O, I), in one of the types of :data:`BITS`, without the entries whose bits are all zero."""
+    bits = weight.contiguous().view(BITS[weight.dtype])
+    kept = bits != 0
+    return SparseWeight(
+        shape=(weight.shape[0], weight.shape[1]),
+        dtype=weight.dtype,
+        mask=_pack_bits(kept),
+        values=bits[kept].view(weight.dtype),
+    )
+
+
+def pack_int8(weight: Tensor, group: int = GROUP) -> SparseWeight:
+    """``weight`` (O, I) with its non-zeros rounded to int8, symmetrically, by row and group of columns.
+
+    The scale of a group is its largest magnitude over 127, rounded up to bfloat16, so that nothing is clipped.
+
+    Raises:
+        InputError: when the weight is not finite.
+    """
+    if not weight.isfinite().all():
+        raise InputError("weights that are not finite cannot be rounded to int8")
+    rows, columns = weight.shape
+    kept, wide = weight != 0, torch.nn.functional.pad(weight.float(), (0, -columns % group))
+    largest = wide.reshape(rows, -1, group).abs().amax(-1) / 127
+    scales = ((largest.view(torch.int32) + 0xFFFF) >> 16).to(torch.int16).view(torch.bfloat16)
+    steps = weight.float() / _per_column(scales, group, columns)
+    return SparseWeight(
+        shape=(rows, columns),
+        dtype=weight.dtype,
+        mask=_pack_bits(kept),
+        values=steps[kept].round().to(torch.int8),
+        scales=scales,
+        group=group,
+    )
+
+
+def _per_column(scales: Tensor, group: int, columns: int) -> Tensor:
+    """Scales ``(O, groups)`` as float32 ``(O, I)``."""
+    return scales.float().repeat_interleave(group, 1)[:, :columns]
+
+
+def _pack_bits(kept: Tensor) -> Tensor:
+    """A bool mask ``(O, I)`` as the bytes that :class:`SparseWeight` holds."""
+    padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % WORD))
+    bits = padded.unflatten(1, (padded.shape[1] // 8, 8)).to(torch.uint8)
+    return (bits << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+
+
+def _unpack_bits(mask: Tensor) -> Tensor:
+    """The bytes ``(O, B)`` as bool ``(O, 8B)``."""
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (mask[..., None] >> places).bitwise_and_(1).flatten(1).to(torch.bool)
+
+
+def _is(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    return tensor.dtype == dtype and tuple(tensor.shape) == shape

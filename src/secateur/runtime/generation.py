@@ -1,0 +1,99 @@
+"""Generate text with a model folder, and see how fast."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.generation import BaseStreamer
+
+from secateur.checkpoint import Source, local_folder
+from secateur.errors import InputError
+from secateur.recipe import DTYPES
+from secateur.runtime.kernels import KERNELS
+from secateur.runtime.loading import load
+from secateur.runtime.sparse_linear import SparseLinear
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came of a prompt.
+
+    Attributes:
+        model: the model, as it was named.
+        text: what was generated, without the prompt.
+        prompt_tokens: tokens of the prompt.
+        tokens: tokens that were generated.
+        prefill_seconds: until the first token was there.
+        tokens_per_second: of those after the first; None when there were none.
+        kernels: what multiplied packed weights, or None where all weights are dense.
+        dtype: the precision of the activations.
+    """
+
+    model: str
+    text: str
+    prompt_tokens: int
+    tokens: int
+    prefill_seconds: float
+    tokens_per_second: float | None
+    kernels: str | None
+    dtype: str
+
+
+def generate(model: str | Path, prompt: str, *, tokens: int = 64, dtype: str = "auto") -> Generation:
+    """Continue ``prompt``, taking the likeliest token each time, on the CPU.
+
+    Args:
+        model: a hub name, a folder, or a ``.gguf`` file.
+        prompt: the text to continue.
+        tokens: generate at most so many.
+        dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        InputError: when the model cannot be used, or the prompt is empty.
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise InputError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    if tokens < 1:
+        raise InputError(f"{tokens} tokens cannot be generated")
+    with local_folder(str(model)) as folder:
+        tokenizer = Source(folder).tokenizer()
+        loaded = load(folder, dtype)
+    words = tokenizer(prompt, return_tensors="pt")
+    number = words["input_ids"].shape[1]
+    if not number:
+        raise InputError("the prompt has no tokens")
+    watch = _Stopwatch()
+    with torch.inference_mode():
+        ids = loaded.generate(**words, max_new_tokens=tokens, do_sample=False, streamer=watch)[0, number:]
+    packed = any(isinstance(module, SparseLinear) for module in loaded.modules())
+    return Generation(
+        model=str(model),
+        text=tokenizer.decode(ids, skip_special_tokens=True),
+        prompt_tokens=number,
+        tokens=len(ids),
+        prefill_seconds=round(watch.times[1] - watch.times[0], 4),
+        tokens_per_second=watch.rate(),
+        kernels=KERNELS[0].name if packed else None,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+    )
+
+
+class _Stopwatch(BaseStreamer):
+    """Notes when the prompt went in and when each token came out."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        """The prompt, or a token, is there."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """There are no more."""
+
+    def rate(self) -> float | None:
+        """Tokens per second after the first."""
+        later = len(self.times) - 2
+        return round(later / (self.times[-1] - self.times[1]), 2) if later > 0 else None
