@@ -10,7 +10,7 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def families_table(request):
     """Rows of the table of families; written at the end of the run if it is asked for."""
-    rows = []
+    rows: list[list[object]] = []
     yield rows
     if file := request.config.getoption("--families-table"):
         head = ["model", "family", "linears", "pruned", "logits differ, float32", "bfloat16", "loads plainly"]

@@ -18,6 +18,11 @@ _STACKS = {
 }
 
 
+def _today(name: str) -> str:
+    """What transformers calls a tensor now that files hold under an older name."""
+    return "lm_head.weight" if name == "embed_out.weight" else name.replace(".block_sparse_moe.", ".mlp.")
+
+
 class Stacks:
     """Which tensors of a model are stacks of others in its files: Mixtral's and Qwen's experts.
 
@@ -39,7 +44,7 @@ class Stacks:
                 layers.setdefault(stack, {}).setdefault(int(match[2]), {})[part] = name
                 self._stored[stack] = ""
             else:
-                self._stored[name.replace(".block_sparse_moe.", ".mlp.")] = name
+                self._stored[_today(name)] = name
         for stack, experts in layers.items():
             self.members[stack] = [[parts[part] for part in sorted(parts)] for _, parts in sorted(experts.items())]
         self.names = list(self._stored)

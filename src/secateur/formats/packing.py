@@ -76,17 +76,15 @@ def pack(
         total, before = _bytes(outer), 0
         packed: dict[str, int] = {}
         for block in blocks:
-            tensors = source.read(source.names(block.prefix))
+            held = {part for x in block.linears for part in source.stacks.parts(block.prefix + x.tensor)}
+            tensors = source.stacks.apart(source.read(source.names(block.prefix)))
             total += _bytes(tensors)
             weights = {}
-            for linear in block.linears:
-                if linear.stack or linear.transposed:
-                    continue  # only what runs as a linear of its own
-                name = block.prefix + linear.tensor
-                if name in tensors and (weight := _packed(tensors[name], int8, name)) is not None:
+            for name in tensors.keys() & held:
+                if (weight := _packed(tensors[name], int8, name)) is not None:
                     before += tensors.pop(name).nbytes
                     weights[name] = weight
-            _add(writer, source.stacks.apart(tensors), weights)
+            _add(writer, tensors, dict(sorted(weights.items())))
             packed |= {name: weight.nbytes for name, weight in weights.items()}
             progress.advance(1)
         if not packed:

@@ -319,10 +319,7 @@ def _fused_by_head(
 def gpt_neox(config: Any) -> Family:
     """GPT-NeoX and Pythia: q/k/v fused head by head."""
     norms = ("input_layernorm", "post_attention_layernorm")
-    ends = (
-        *_ends("gpt_neox.embed_in", "gpt_neox.final_layer_norm", bias=True),
-        Carrier("embed_out.weight", 1, "residual"),
-    )
+    ends = _ends("gpt_neox.embed_in", "gpt_neox.final_layer_norm", bias=True)
     return _fused_by_head(config, "gpt_neox", "gpt_neox.layers", "attention", norms, ends)
 
 

@@ -48,19 +48,19 @@ def _load_packed(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
     stored = source.config.dtype or torch.float32
     precision = stored if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
     model = source.skeleton(precision)
-    dense = {}
+    packed = set()
     for name in source.sparse:
         weight = source.read_sparse(name)
         linear = _linear(model, name, source)
         if precision == torch.bfloat16:
             weight = weight.to(precision)
-        if KERNELS and (weight.group or weight.dtype == torch.bfloat16):
+        if linear is not None and KERNELS and (weight.group or weight.dtype == torch.bfloat16):
             model.set_submodule(name.removesuffix(".weight"), SparseLinear(weight, linear.bias))
-        else:
-            dense[name] = weight.dense()
-    plain = source.read([name for name in source.names() if name not in source.sparse])
+            packed.add(name)
+    # What no kernel runs is expanded as it is read: other types, transposed weights, experts.
+    plain = source.read([name for name in source.names() if name not in packed])
     try:
-        load_into(model, plain | dense, "", torch.device("cpu"))
+        load_into(model, plain, "", torch.device("cpu"))
     except RuntimeError as error:
         raise InputError(f"{source.folder} has weights in another shape than its model: {error}") from error
     model.tie_weights()
@@ -72,11 +72,13 @@ def _load_packed(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
     return model
 
 
-def _linear(model: nn.Module, name: str, source: Source) -> nn.Linear:
-    """The linear of ``model`` whose weight is the sparse weight ``name``."""
-    modules = dict(model.named_modules())
-    linear = modules.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-    if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != source.sparse[name].shape:
-        shape = " × ".join(map(str, source.sparse[name].shape))
+def _linear(model: nn.Module, name: str, source: Source) -> nn.Linear | None:
+    """The linear of ``model`` that has the sparse weight ``name`` to itself, or None if something else has it."""
+    parameters, entry = dict(model.named_parameters()), source.sparse[name]
+    if name not in source.stacks.names:
+        return None  # one expert's
+    if name not in parameters or tuple(parameters[name].shape) != entry.shape:
+        shape = " × ".join(map(str, entry.shape))
         raise InputError(f"{source.files[name]} declares {name}, {shape}, and its model has no such linear")
-    return linear
+    module = model.get_submodule(name.rpartition(".")[0])
+    return module if isinstance(module, nn.Linear) else None
