@@ -13,6 +13,15 @@ def families_table(request):
     rows: list[list[object]] = []
     yield rows
     if file := request.config.getoption("--families-table"):
-        head = ["model", "family", "linears", "pruned", "logits differ, float32", "bfloat16", "loads plainly"]
-        lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
+        head: list[object] = [
+            "model",
+            "family",
+            "linears",
+            "pruned",
+            "logits differ, float32",
+            "bfloat16",
+            "loads plainly",
+        ]
+        table: list[list[object]] = [head, ["---"] * len(head), *rows]
+        lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table]
         Path(file).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from secateur.cli import main
 from tests import pico
@@ -52,6 +53,22 @@ def test_tables_for_people(tmp_path, dense, capsys):
     assert "residual" in capsys.readouterr().out
 
 
+def test_pack_generate_unpack(tmp_path, capsys):
+    dense = pico.save("llama-mha", tmp_path / "dense", torch.bfloat16)
+    assert run("prune", dense, "--out", tmp_path / "out", "--score", "magnitude", "--pattern", "2:4", "--quiet") == 0
+    assert run("pack", tmp_path / "out", "--out", tmp_path / "packed", "--quiet") == 0
+    assert "(0.5625)" in " ".join(capsys.readouterr().out.split())
+    assert run("pack", tmp_path / "out", "--out", tmp_path / "int8", "--int8", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["int8"]
+    assert run("generate", tmp_path / "packed", "[a] prompt", "--tokens", 4) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("[a] prompt") and "tokens/s" in captured.err
+    assert run("generate", tmp_path / "int8", "a prompt", "--tokens", 4, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 4
+    assert run("unpack", tmp_path / "packed", "--out", tmp_path / "plain", "--quiet") == 0
+    assert (tmp_path / "plain" / "secateur.json").is_file()
+
+
 def test_options_win_over_the_recipe_file(tmp_path, dense, capsys):
     (tmp_path / "r.yaml").write_text("score: wanda\npattern: 4:8\nsamples: 4\nlength: 32\n")
     line = ["prune", dense, "--out", tmp_path / "out", "--recipe", tmp_path / "r.yaml", "--json"]
@@ -98,6 +115,11 @@ def test_too_few_tokens_and_dead_channels_are_reported(tmp_path, dense, capsys):
         (["eval", "DENSE", "--data", "missing.txt"], "no file missing.txt"),
         (["eval", "DENSE", "--task-files", "missing"], "--task-files" if LM_EVAL else "secateur[tasks]"),
         (["inspect", "missing"], "no folder"),
+        (["pack", "DENSE", "--out", "OUT"], "too few zeros"),
+        (["unpack", "DENSE", "--out", "OUT"], "not packed"),
+        (["generate", "DENSE", ""], "no tokens"),
+        (["generate", "DENSE", "a", "--tokens", "0"], "0 tokens"),
+        (["generate", "DENSE", "a", "--dtype", "int3"], "int3"),
         (["prone"], "prone"),
     ],
 )

@@ -21,9 +21,9 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
-def pruned_weight(rows, columns, pattern, dtype=torch.float32):
-    torch.manual_seed(rows + columns)
-    weight = torch.randn(rows, columns).to(dtype)
+def pruned_weight(shape, pattern, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    weight = torch.randn(shape).to(dtype)
     return weight.where(select(weight.abs().float(), pattern), 0)
 
 
@@ -47,7 +47,7 @@ def by_the_page(mask, values, shape):
 @pytest.mark.parametrize("shape", [(1, 32), (7, 96), (5, 40)])
 def test_packing_loses_nothing(shape, pattern, dtype):
     pattern = NM(2, 4) if isinstance(pattern, NM) and shape[1] % pattern.group else pattern
-    weight = pruned_weight(shape[0], shape[1], pattern, dtype)
+    weight = pruned_weight(shape, pattern, dtype)
     packed = pack(weight)
     packed.check("w")
     assert same_bits(packed.dense(), weight)
@@ -72,14 +72,14 @@ def test_what_is_kept_is_decided_by_bits(dtype):
 
 
 def test_the_bytes_are_those_of_the_arithmetic():
-    weight = pruned_weight(64, 256, NM(2, 4), torch.bfloat16)
+    weight = pruned_weight((64, 256), NM(2, 4), torch.bfloat16)
     assert pack(weight).nbytes == 0.5625 * weight.nbytes
     assert pack_int8(weight).nbytes == (0.25 + 1 / 16 + 1 / 128) * weight.nbytes
 
 
 @pytest.mark.parametrize("columns", [96, 128, 200])
 def test_int8_is_within_half_a_step(columns):
-    weight = pruned_weight(16, columns, NM(2, 4)) * torch.logspace(-30, 3, 16)[:, None]
+    weight = pruned_weight((16, columns), NM(2, 4)) * torch.logspace(-30, 3, 16)[:, None]
     packed = pack_int8(weight)
     packed.check("w")
     assert packed.scales is not None

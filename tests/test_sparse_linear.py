@@ -62,6 +62,22 @@ def test_any_pattern_is_multiplied(pattern, kernels):
 
 
 @pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_so(value, int8):
+    linear, _ = sparse_linear(3, 64, int8, NM(1, 1))
+    inputs = torch.randn(2, 64)
+    inputs[1, 5] = value
+    assert linear(inputs).isfinite().all(1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("kernels", KERNELS, ids=NAMES[:-1])
+def test_the_largest_group_does_not_overflow(kernels):
+    linear = SparseLinear(pack_int8(torch.ones(2, 1024), 512))
+    linear.kernels = kernels
+    assert linear(torch.ones(1, 1024)).tolist() == [[pytest.approx(1024, rel=1e-2)] * 2]
+
+
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("kernels", KERNELS, ids=NAMES[:-1])
 def test_every_set_expands_to_the_very_same_weight(kernels, int8):
     for columns in (8, 45, 160):
@@ -139,10 +155,10 @@ def test_a_packed_folder_runs(folders):
     assert torch.equal(a, b)
 
 
-def test_without_kernels_a_packed_folder_is_expanded(folders, monkeypatch, caplog):
+def test_without_kernels_a_packed_folder_is_expanded(folders, monkeypatch):
     monkeypatch.setattr("secateur.runtime.loading.KERNELS", [])
-    model = secateur.load(folders / "packed")
-    assert "without a compiler" in caplog.text
+    with pytest.warns(UserWarning, match="without a C\\+\\+ compiler"):
+        model = secateur.load(folders / "packed")
     assert not any(isinstance(module, SparseLinear) for module in model.modules())
     expected = secateur.load(folders / "pruned")
     for name, parameter in model.named_parameters():

@@ -1,6 +1,6 @@
 """Load a model folder for running it, whatever Secateur wrote there."""
 
-import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -13,8 +13,6 @@ from secateur.errors import InputError
 from secateur.runtime.gather import ORDER, attach_orders
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.sparse_linear import SparseLinear
-
-_log = logging.getLogger(__name__)
 
 
 def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
@@ -44,7 +42,10 @@ def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedMod
 
 def _load_packed(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
     if not KERNELS:
-        _log.warning("Secateur was installed without a compiler: packed weights run as slowly as dense ones")
+        warnings.warn(
+            "Secateur was installed without a C++ compiler: packed weights run as slowly as dense ones",
+            stacklevel=3,
+        )
     stored = source.config.dtype or torch.float32
     precision = stored if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
     model = source.skeleton(precision)

@@ -21,7 +21,7 @@ MOST_TOKENS = 16
 # Rows that are expanded for it at a time: they stay in the cache, and little memory is needed.
 TILE_ROWS = 512
 # Integer sums of so many columns fit in 32 bits.
-_LARGEST_GROUP = 4096
+_LARGEST_GROUP = 512
 # Kernels load whole registers, and so look at what lies behind the last value.
 _READ_PAST = 64
 

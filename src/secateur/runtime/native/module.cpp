@@ -55,10 +55,13 @@ struct Quantized {
             for (std::int64_t group = 0; group < a.groups; ++group) {
                 const std::int64_t first = t * width + group * a.group_words * kWord;
                 const std::int64_t last = std::min(first + a.group_words * kWord, (t + 1) * width);
-                float largest = 0;
-                for (std::int64_t i = first; i < last; ++i) largest = std::max(largest, std::fabs(widen(inputs[i])));
+                float largest = 0, poison = 0;  // which infinities and NaNs make NaN
+                for (std::int64_t i = first; i < last; ++i) {
+                    largest = std::max(largest, std::fabs(widen(inputs[i])));
+                    poison += 0 * widen(inputs[i]);
+                }
                 const float inverse = largest > 0 ? kLargest / largest : 0;
-                scales[t * a.groups + group] = largest / kLargest;
+                scales[t * a.groups + group] = largest / kLargest + poison;
                 for (std::int64_t i = first; i < last; ++i) {
                     values[i] = static_cast<std::int16_t>(std::lrint(widen(inputs[i]) * inverse));
                 }
