@@ -151,7 +151,7 @@ std::vector<const Kernels*> available() {
         found.push_back(&avx512_kernels);
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt")) {
-        static Kernels kernels = avx2_kernels;
+        static Kernels kernels = avx2_kernels;  // which leaves dense rows to the portable ones
         kernels.bfloat16_to_bfloat16 = portable_kernels.bfloat16_to_bfloat16;
         kernels.bfloat16_to_float32 = portable_kernels.bfloat16_to_float32;
         kernels.int8_to_bfloat16 = portable_kernels.int8_to_bfloat16;
