@@ -23,7 +23,7 @@ def test_a_preset_is_a_recipe_by_name(name):
 def test_presets_are_what_they_say():
     assert Recipe.load("paper").permute == "lsa-published"
     assert not Recipe.load("fast").needs_inputs
-    assert Recipe.load("best").steps == ("reconstruct", "refine")
+    assert Recipe.load("best").steps == ("reconstruct",)
     with pytest.raises(InputError, match="the presets are paper, best, fast"):
         Recipe.load("bset")
 
