@@ -81,23 +81,13 @@ def test_options_win_over_the_recipe_file(tmp_path, dense, capsys):
 
 
 def test_a_preset_can_be_changed_and_its_steps_are_reported(tmp_path, dense, capsys):
-    line = [
-        "prune",
-        dense,
-        "--out",
-        tmp_path / "out",
-        "--recipe",
-        "best",
-        "--refine",
-        "--quiet",
-        *calibration(tmp_path),
-    ]
-    assert run(*line, "--quiet") == 0
+    line = ["prune", dense, "--out", tmp_path / "out", "--recipe", "best", "--quiet", *calibration(tmp_path)]
+    assert run(*line, "--refine") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "sparsegpt 2:4 (50 %) lsa exact +admm +refine" in shown
     assert "reconstruct: kept for" in shown
     assert "refine: kept for" in shown
-    assert run(*line, "--force", "--json", "--no-refine", "--no-guard") == 0
+    assert run(*line, "--force", "--json", "--no-guard") == 0
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["method"] == "sparsegpt 2:4 (50 %) lsa exact +admm"
     assert manifest["guard"] == []
