@@ -80,3 +80,44 @@ def test_weights_alone_need_no_batches_and_inputs_need_some():
         secateur.prune_module(model, [{"x": torch.randn(4, 16)}], RECIPE)
     with pytest.raises(secateur.InputError, match="no list of repeated blocks"):
         secateur.prune_module(nn.Linear(4, 4), recipe=Recipe(score="ri"))
+
+
+def test_batches_by_name_are_what_token_ids_are():
+    digests = []
+    for wrap in (lambda ids: ids, lambda ids: {"input_ids": ids}):
+        model = pico.build("llama-gqa-tied")
+        manifest = secateur.prune_module(model, [wrap(x) for x in pico.tokens(4, 24).split(1)], Recipe(score="wanda"))
+        digests.append([layer["weight_sha256"] for layer in manifest["layers"]])
+        assert model.config.use_cache
+    assert digests[0] == digests[1]
+
+
+def test_a_model_without_its_head_is_walked():
+    model = pico.build("llama-mha").model
+    manifest = secateur.prune_module(model, list(pico.tokens(4, 24).split(1)), Recipe(score="wanda"))
+    assert {layer["score"] for layer in manifest["layers"]} == {"wanda"}
+    assert len(manifest["layers"]) == 21
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_experts_in_memory_are_seen(name):
+    model = pico.build(name)
+    before = model.config._experts_implementation
+    manifest = secateur.prune_module(model, list(pico.tokens(16, 24).split(4)), Recipe(score="wanda"))
+    assert model.config._experts_implementation == before
+    assert {layer["score"] for layer in manifest["layers"]} == {"wanda"}
+
+
+def test_a_forward_of_a_modules_own_is_given_back():
+    model, batches = mixer()
+    block, genuine = model.blocks[1], model.blocks[1].forward
+    calls = []
+
+    def own(x):
+        calls.append(1)
+        return genuine(x)
+
+    block.forward = own
+    secateur.prune_module(model, batches, Recipe(score="wanda"))
+    assert block.__dict__["forward"] is own
+    assert calls

@@ -111,6 +111,17 @@ def test_no_statistic_sees_what_is_held_out_but_it_moves_along(keep_output):
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_an_expert_that_one_batch_leaves_out_ends_no_other_pass_early(name):
+    batches = list(pico.tokens(12, 4).split(1))
+    _, _, early = stream_of(name, batches)
+    _, _, whole = stream_of(name, batches)
+    for model in (early, whole):
+        model.blocks[0].module.mlp.experts.config._experts_implementation = "eager"
+    seen, expected = early.observe(0), whole.observe(0, keep_output=True)
+    assert {name: x.tokens for name, x in seen.items()} == {name: x.tokens for name, x in expected.items()}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
 def test_each_expert_sees_the_tokens_that_are_routed_to_it(name):
     model, blocks, stream = stream_of(name, [pico.tokens()])
     model.config._experts_implementation = "eager"

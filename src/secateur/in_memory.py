@@ -1,6 +1,7 @@
 """Prune a model that is in memory: any module with repeated blocks of linears, on a user's own batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +28,9 @@ def prune_module(
 
     Weights keep their device, dtype and the order of their channels: ``permute`` and what tells where text
     comes from have no meaning here. A block is called as the model itself calls it, on the first argument that it
-    gets, and must return that argument's successor, or a tuple that begins with it.
+    gets, and must return that argument's successor, or a tuple that begins with it. What ``nn.MultiheadAttention``
+    multiplies by its ``out_proj`` inside torch cannot be seen: such a linear is pruned by its weights alone, and its
+    result says so.
 
     Args:
         model: in eval mode.
@@ -53,7 +56,7 @@ def prune_module(
         )
     layers: list[LayerResult] = []
     trials: list[Trial] = []
-    with progress:
+    with progress, _experts_one_by_one(model):
         progress.start(recipe.summary(), len(blocks), "blocks")
         stream = Stream(model, blocks, batches, held_out=held_out) if recipe.needs_inputs else None
         for index, block in enumerate(blocks):
@@ -82,3 +85,17 @@ def prune_module(
         "skipped": skipped,
         **account(layers, trials, clock),
     }
+
+
+@contextmanager
+def _experts_one_by_one(model: nn.Module) -> Iterator[None]:
+    """Let transformers multiply with each expert's weight by itself for a while, so that its inputs can be seen."""
+    config = getattr(model, "config", None)
+    before = getattr(config, "_experts_implementation", None)
+    if before is not None:
+        config._experts_implementation = "eager"  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        if before is not None:
+            config._experts_implementation = before  # type: ignore[union-attr]

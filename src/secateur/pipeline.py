@@ -159,6 +159,7 @@ class _Job:
                 self.progress.advance(1)
             with self.clock("order"):
                 orderer.survey(block, len(self.blocks), tensors, stats)
+            del tensors, stats
             self._release(block)
         with self.clock("order"):
             orderer.settle_shared()
@@ -206,6 +207,7 @@ class _Job:
                 elif not recipe.one_shot and not last:
                     with self.clock("calibrate"):
                         stream.advance(index)
+            del tensors, stats, guard
             self._release(block)
         return layers, trials, orders
 

@@ -94,8 +94,9 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     if dense is not None:
         with local_folder(str(dense)) as unpruned:
             unfolded = _unfolded(source, folder, recipe.fold)
-            pruned = {block.prefix + linear.tensor for block, linear in (linears[name] for name in listed)}
-            wrong = _compare(unfolded, Source(unpruned), pruned, recipe.reconstruct != "none")
+            wrong = _compare(
+                unfolded, Source(unpruned), [linears[name] for name in listed], recipe.reconstruct != "none"
+            )
             difference = _logit_difference(folder, Source(unpruned), unfolded)
         if wrong:
             failures["weights"] = wrong
@@ -151,21 +152,27 @@ def _unfold_block(tensors: dict[str, Tensor], block: Block, family: Family, orde
             fold_block(tensors, block.prefix, family, space, written, read)
 
 
-def _compare(unfolded: dict[str, Tensor], dense: Source, pruned: set[str], reconstructed: bool) -> list[str]:
+def _compare(
+    unfolded: dict[str, Tensor], dense: Source, pruned: list[tuple[Block, Linear]], reconstructed: bool
+) -> list[str]:
     """The names of tensors that are not those of the dense model, masked where they were pruned.
 
     Of a pruned weight that was reconstructed only the shape can be compared.
     """
     wrong, present = [], set(dense.names())
+    views: dict[str, list[Linear]] = {}  # by the tensor that they are views of
+    for block, linear in pruned:
+        views.setdefault(block.prefix + linear.tensor, []).append(linear)
     for name in sorted(present | set(unfolded)):
         if name not in unfolded or name not in present:
             wrong.append(name)
             continue
         ours, theirs = unfolded[name], dense.read([name])[name]
-        if name in pruned:
-            theirs = theirs.where(ours != 0, 0)
-        alike = ours.shape == theirs.shape if name in pruned and reconstructed else torch.equal(ours, theirs)
-        if ours.dtype != theirs.dtype or not alike:
+        if ours.shape == theirs.shape:
+            for linear in views.get(name, []):
+                kept, weight = linear.view(ours), linear.view(theirs)
+                weight.copy_(kept if reconstructed else weight.where(kept != 0, 0))
+        if ours.dtype != theirs.dtype or not torch.equal(ours, theirs):
             wrong.append(name)
     return wrong
 

@@ -45,7 +45,13 @@ def family_of(model: nn.Module) -> Family:
     """
     config = getattr(model, "config", None)
     known = FAMILIES.get(getattr(config, "model_type", None) or "")
-    return known(config) if known else _walk(model)
+    family = known(config) if known else None
+    # A model without its head, or in a wrapper, has the blocks of its family elsewhere.
+    return family if family and _has(model, family.blocks) else _walk(model)
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    return path in {name for name, _ in model.named_modules()}
 
 
 def _walk(model: nn.Module) -> Family:

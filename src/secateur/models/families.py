@@ -330,7 +330,8 @@ def bloom(config: Any) -> Family:
         *_ends("transformer.word_embeddings", "transformer.ln_f", bias=True),
         *_norms(["transformer.word_embeddings_layernorm"], bias=True),
     )
-    return _fused_by_head(config, "bloom", "transformer.h", "self_attention", norms, ends)
+    family = _fused_by_head(config, "bloom", "transformer.h", "self_attention", norms, ends)
+    return replace(family, gathers=not config.apply_residual_connection_post_layernorm)
 
 
 def falcon(config: Any) -> Family:

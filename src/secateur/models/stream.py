@@ -68,8 +68,10 @@ class Stream:
             gram: gather Gram matrices as well.
         """
         block = self.blocks[index]
-        with _watching(block, stride, gram, stop_early=not keep_output) as stats:
+        stats = _empty_stats(block, stride, gram)
+        with _Watch(block, stats, stop_early=not keep_output) as watch:
             for i in range(self.held_out):
+                watch.begin()
                 try:
                     output = self.run(index, i)
                 except _StopForward:
@@ -117,6 +119,10 @@ class _Watch(TorchFunctionMode):
         self._gathers = {group[0].name for group in reader_groups(block.linears)}
         self._seen: set[str] = set()
 
+    def begin(self) -> None:
+        """A new pass begins: an expert that the last one did not run must not end this one early."""
+        self._seen.clear()
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -130,7 +136,6 @@ class _Watch(TorchFunctionMode):
             self._stats[name].update(inputs)
         self._seen.add(name)
         if self._stop_early and len(self._seen) == len(self._linears):
-            self._seen.clear()
             raise _StopForward
 
 
@@ -144,16 +149,14 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
 }
 
 
-@contextmanager
-def _watching(block: Block, stride: int, gram: bool, stop_early: bool) -> Iterator[dict[str, InputStats]]:
-    """While open, what enters the linears of ``block`` is added to the statistics yielded."""
+def _empty_stats(block: Block, stride: int, gram: bool) -> dict[str, InputStats]:
+    """By the names of the linears of ``block``, statistics to fill: one object for each place where they read."""
     stats: dict[str, InputStats] = {}
     for group in reader_groups(block.linears):
         weight = block.weight(group[0])
         shared = InputStats(weight.shape[1], stride, weight.device, gram)
         stats |= dict.fromkeys((linear.name for linear in group), shared)
-    with _Watch(block, stats, stop_early):
-        yield stats
+    return stats
 
 
 # ---------------------------------------------------------------- how a model calls its blocks
@@ -197,11 +200,11 @@ def _record(
 
         return stub
 
-    with _forwards({block.module: stub_of(i) for i, block in enumerate(blocks)}):
+    with _without_cache(model), _forwards({block.module: stub_of(i) for i, block in enumerate(blocks)}):
         for batch in batches:
             try:
                 if isinstance(batch, Tensor):
-                    model(batch, use_cache=False)
+                    model(batch)
                 else:
                     model(**batch)
             except _StopForward:
@@ -211,8 +214,23 @@ def _record(
 
 
 @contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Let a model of transformers pass no cache to its blocks: each later run of a block would add to it."""
+    config = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    if before is not None:
+        config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before  # type: ignore[union-attr]
+
+
+@contextmanager
 def _forwards(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Give modules other forward functions for a while."""
+    own = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
     for module, forward in forwards.items():
         module.forward = forward
     try:
@@ -220,6 +238,8 @@ def _forwards(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     finally:
         for module in forwards:
             del module.forward  # the class's own shows again
+            if module in own:
+                module.forward = own[module]
 
 
 def _part(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, _Call]:

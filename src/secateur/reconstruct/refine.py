@@ -7,7 +7,7 @@ from secateur.reconstruct.cg import masked_cg
 from secateur.reconstruct.gram import Gram
 from secateur.sparsity import NM, Pattern
 
-# Channels among which an unstructured mask exchanges weights in one visit; each pass draws other ones.
+# Channels among which an unstructured mask exchanges weights in one visit; each round draws other ones.
 NEIGHBOURS = 16
 # The columns whose changes reach the rest of the matrix in one product.
 PANEL = 128
@@ -24,7 +24,7 @@ def refine(
     weight: Tensor | None = None,
     *,
     refit: bool = True,
-    passes: int = 1,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Exchange kept for removed weights, in each group of each row, as long as the output error falls.
 
@@ -39,22 +39,19 @@ def refine(
         pattern: what the mask obeys. N:M exchanges inside its groups, unstructured inside drawn sets of channels.
         weight: the weights to start from; ``target * mask`` by default.
         refit: give what comes its best value, rather than that of W₀.
-        passes: over all groups.
+        seed: of the draw of the sets.
 
     Returns:
         mask and weights, ``(O, I)`` both: bool, and float32 that is exactly zero outside the mask.
     """
     mask, weight = mask.clone(), (target if weight is None else weight) * mask
-    channels, group = mask.shape[1], pattern.group if isinstance(pattern, NM) else NEIGHBOURS
-    draw = torch.Generator().manual_seed(0)
-    for _ in range(passes):
-        if isinstance(pattern, NM):
-            _pass(target, mask, gram.matrix, weight, group, refit)
-            continue
-        order = torch.randperm(channels, generator=draw).to(mask.device)
-        moved, changed = mask[:, order], weight[:, order]
-        _pass(target[:, order], moved, gram.matrix[order][:, order], changed, group, refit)
-        mask[:, order], weight[:, order] = moved, changed
+    if isinstance(pattern, NM):
+        _pass(target, mask, gram.matrix, weight, pattern.group, refit)
+        return mask, weight
+    order = torch.randperm(mask.shape[1], generator=torch.Generator().manual_seed(seed)).to(mask.device)
+    moved, changed = mask[:, order], weight[:, order]
+    _pass(target[:, order], moved, gram.matrix[order][:, order], changed, NEIGHBOURS, refit)
+    mask[:, order], weight[:, order] = moved, changed
     return mask, weight
 
 
@@ -65,8 +62,8 @@ def refined(
 
     Exchanges go on paying after the other weights have followed. Neither half raises the output error.
     """
-    for _ in range(rounds):
-        mask, weight = refine(target, mask, gram, pattern, weight, refit=refit)
+    for turn in range(rounds):
+        mask, weight = refine(target, mask, gram, pattern, weight, refit=refit, seed=turn)
         if refit:
             weight = masked_cg(target, mask, gram, weight, STEPS)
     return mask, weight
