@@ -9,8 +9,23 @@ from secateur.layers import LayerResult, Pruning
 from secateur.models.blocks import Block
 from secateur.models.families import Linear
 from secateur.models.guard import Guard, Trial
+from secateur.models.stream import Stream
 from secateur.recipe import Recipe
 from secateur.stats import InputStats
+
+# Output errors are measured on about this many input rows of each linear, spread over all samples.
+ERROR_ROWS = 256
+
+
+def calibrate(stream: Stream, index: int, recipe: Recipe) -> tuple[dict[str, InputStats], Guard | None]:
+    """The statistics of block ``index``, still dense, and its guard if samples are held out.
+
+    One-shot, the samples move on through the block in the same pass.
+    """
+    guard = Guard(stream, index) if stream.held_out < len(stream.hidden) else None
+    last = index + 1 == len(stream.blocks)
+    stride = max(1, stream.tokens // ERROR_ROWS)
+    return stream.observe(index, stride, recipe.one_shot and not last, recipe.needs_gram), guard
 
 
 def prune_group(
@@ -44,9 +59,11 @@ def prune_group(
     ]
 
     def error() -> float:
+        if guard is None:
+            return 0.0
         for linear, pruning in zip(group, prunings, strict=True):
             block.weight(linear).copy_(pruning.weight)
-        return guard.error() if guard else 0.0
+        return guard.error()
 
     trials = []
     before = error()

@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import InputError
-from secateur.groups import prune_group
+from secateur.groups import calibrate, prune_group
 from secateur.layers import LayerResult
 from secateur.models.blocks import blocks_of, family_of
 from secateur.models.families import reader_groups
-from secateur.models.guard import Guard, Trial
+from secateur.models.guard import Trial
 from secateur.models.stream import Batch, Stream
-from secateur.pipeline import ERROR_ROWS, Clock, account
+from secateur.pipeline import Clock, account
 from secateur.preparation import check_pattern, leave_out_skipped
 from secateur.progress import Progress
 from secateur.recipe import Recipe
@@ -67,9 +67,7 @@ def prune_module(
             guard = None
             if stream is not None:
                 with clock("calibrate"):
-                    guard = Guard(stream, index) if held_out else None
-                    stride = max(1, stream.tokens // ERROR_ROWS)
-                    stats = stream.observe(index, stride, recipe.one_shot and not last, recipe.needs_gram)
+                    stats, guard = calibrate(stream, index, recipe)
             for group in reader_groups(block.linears):
                 with clock("prune"):
                     results, tried = prune_group(block, group, tensors, stats, recipe, {}, guard, device)

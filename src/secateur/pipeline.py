@@ -20,12 +20,12 @@ from torch import Tensor
 from secateur import __version__
 from secateur.checkpoint import Source, Writer, check_destination, load_into, local_folder
 from secateur.errors import InputError
-from secateur.groups import prune_group
+from secateur.groups import calibrate, prune_group
 from secateur.layers import LayerResult
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.families import reader_groups
 from secateur.models.fold import fold_outer
-from secateur.models.guard import Guard, Trial
+from secateur.models.guard import Trial
 from secateur.models.stream import Stream
 from secateur.ordering import Orderer
 from secateur.preparation import check_pattern, draw_batches, leave_out_skipped
@@ -34,9 +34,6 @@ from secateur.recipe import Recipe, choose_device, choose_dtype
 from secateur.runtime.gather import gathered
 from secateur.scores import SCORES
 from secateur.stats import InputStats
-
-# Output errors are measured on about this many input rows of each linear, spread over all samples.
-ERROR_ROWS = 256
 
 
 def prune(
@@ -181,9 +178,7 @@ class _Job:
             if batches:
                 with self.clock("calibrate"):
                     stream = stream or Stream(skeleton, self.blocks, batches, self.progress, held_out=self.held_out)
-                    stride = max(1, stream.tokens // ERROR_ROWS)
-                    guard = Guard(stream, index) if self.held_out else None
-                    stats = stream.observe(index, stride, recipe.one_shot and not last, recipe.needs_gram)
+                    stats, guard = calibrate(stream, index, recipe)
             folds: dict[str, dict[str, float]] = {}
             if orderer is not None:
                 with self.clock("order"):

@@ -75,7 +75,10 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     source = Source(folder)
     if any(entry.group for entry in source.sparse.values()):
         raise InputError(f"{folder} holds weights rounded to int8: verify the folder that it was packed from")
-    linears = _linears(source)
+    skeleton = source.skeleton(torch.float32)
+    family = family_of(skeleton)
+    blocks = blocks_of(skeleton, family)
+    linears = _linears(source, blocks)
     if absent := [name for name in listed if name not in linears]:
         raise InputError(f"{folder} lacks {', '.join(absent[:3])}, which {MANIFEST} lists")
     pattern = recipe.target
@@ -93,7 +96,7 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     difference = None
     if dense is not None:
         with local_folder(str(dense)) as unpruned:
-            unfolded = _unfolded(source, folder, recipe.fold)
+            unfolded = _unfolded(source, recipe.fold, family, blocks)
             wrong = _compare(
                 unfolded, Source(unpruned), [linears[name] for name in listed], recipe.reconstruct != "none"
             )
@@ -111,10 +114,9 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     return Verdict(str(model), checked, failures, difference)
 
 
-def _linears(source: Source) -> dict[str, tuple[Block, Linear]]:
+def _linears(source: Source, blocks: list[Block]) -> dict[str, tuple[Block, Linear]]:
     """Every prunable linear whose weight the folder has, by its full name."""
-    skeleton, present = source.skeleton(torch.float32), set(source.names())
-    blocks = blocks_of(skeleton, family_of(skeleton))
+    present = set(source.names())
     return {
         block.full_name(linear): (block, linear)
         for block in blocks
@@ -123,18 +125,17 @@ def _linears(source: Source) -> dict[str, tuple[Block, Linear]]:
     }
 
 
-def _unfolded(source: Source, folder: Path, fold: str) -> dict[str, Tensor]:
+def _unfolded(source: Source, fold: str, family: Family, blocks: list[Block]) -> dict[str, Tensor]:
     """All tensors with their channels back in the order of the dense model."""
     tensors = source.read([name for name in source.names() if not name.endswith(ORDER)])
-    skeleton = source.skeleton(torch.float32)
-    family = family_of(skeleton)
-    orders = load_file(folder / ORDERS) if (folder / ORDERS).is_file() else {}
+    path = source.folder / ORDERS
+    orders = load_file(path) if path.is_file() else {}
     if fold == "none" or not orders:
         return tensors
     for space, rule in family.rules.items():
         if rule == "model" and space in orders:
             fold_outer(tensors, family, space, inverse(orders[space]))
-    for block in blocks_of(skeleton, family):
+    for block in blocks:
         _unfold_block(tensors, block, family, orders)
     return tensors
 

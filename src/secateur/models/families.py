@@ -177,32 +177,25 @@ def llama(config: Any) -> Family:
 def gemma(config: Any) -> Family:
     """Gemma 2 and 3: norms after attention and MLP as well."""
     sandwich = ["post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"]
-    return Family(
+    return replace(
+        llama(config),
         name="gemma",
-        blocks="model.layers",
         linears=_ATTENTION + _gated("pre_feedforward_layernorm"),
-        rules=_RULES,
-        heads=_heads(config),
         inside=_norms(["input_layernorm", *sandwich]),
-        outside=_ends("model.embed_tokens", "model.norm"),
     )
 
 
 def phi3(config: Any) -> Family:
     """Phi-3 and Phi-4: fused q/k/v and gate/up."""
-    return Family(
+    return replace(
+        llama(config),
         name="phi3",
-        blocks="model.layers",
         linears=(
             Linear("self_attn.qkv_proj", "residual", _QKV, "input_layernorm"),
             Linear("self_attn.o_proj", "value", "residual"),
             Linear("mlp.gate_up_proj", "residual", ("mlp", "mlp"), "post_attention_layernorm"),
             Linear("mlp.down_proj", "mlp", "residual"),
         ),
-        rules=_RULES,
-        heads=_heads(config),
-        inside=_norms(["input_layernorm", "post_attention_layernorm"]),
-        outside=_ends("model.embed_tokens", "model.norm"),
     )
 
 
@@ -226,19 +219,14 @@ def experts(config: Any) -> Family:
             Linear(f"mlp.experts.{e}.down_proj", f"mlp.{e}", "residual", stack="mlp.experts.down_proj", expert=e),
         )
     ]
-    return Family(
+    base = llama(config)
+    return replace(
+        base,
         name="experts",
-        blocks="model.layers",
-        linears=_ATTENTION + _gated("post_attention_layernorm") + tuple(each),
+        linears=base.linears + tuple(each),
         rules=_RULES | {f"mlp.{e}": "block" for e in range(count)},
-        heads=_heads(config),
-        inside=(
-            *_norms(["input_layernorm", "post_attention_layernorm"]),
-            Carrier("mlp.gate.weight", 1, "residual"),
-        ),
-        outside=_ends("model.embed_tokens", "model.norm"),
-        # The router reads what the experts read.
-        gathers=False,
+        inside=(*base.inside, Carrier("mlp.gate.weight", 1, "residual")),
+        gathers=False,  # the router reads what the experts read
     )
 
 

@@ -49,10 +49,10 @@ def _load_packed(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
     stored = source.config.dtype or torch.float32
     precision = stored if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
     model = source.skeleton(precision)
-    packed = set()
+    packed, shapes = set(), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name in source.sparse:
         weight = source.read_sparse(name)
-        linear = _linear(model, name, source)
+        linear = _linear(model, name, source, shapes)
         if precision == torch.bfloat16:
             weight = weight.to(precision)
         if linear is not None and KERNELS and (weight.group or weight.dtype == torch.bfloat16):
@@ -73,12 +73,12 @@ def _load_packed(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
     return model
 
 
-def _linear(model: nn.Module, name: str, source: Source) -> nn.Linear | None:
+def _linear(model: nn.Module, name: str, source: Source, shapes: dict[str, tuple[int, ...]]) -> nn.Linear | None:
     """The linear of ``model`` that has the sparse weight ``name`` to itself, or None if something else has it."""
-    parameters, entry = dict(model.named_parameters()), source.sparse[name]
+    entry = source.sparse[name]
     if name not in source.stacks.names:
         return None  # one expert's
-    if name not in parameters or tuple(parameters[name].shape) != entry.shape:
+    if shapes.get(name) != entry.shape:
         shape = " × ".join(map(str, entry.shape))
         raise InputError(f"{source.files[name]} declares {name}, {shape}, and its model has no such linear")
     module = model.get_submodule(name.rpartition(".")[0])
