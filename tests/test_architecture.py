@@ -21,6 +21,7 @@ ORDER = [
     {"permute.greedy"},
     {"permute.search"},
     {"permute"},
+    {"models.spaces"},
     {"models.families"},
     {"models.blocks", "models.fold"},
     {"models.stream"},

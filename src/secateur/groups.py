@@ -7,8 +7,8 @@ from torch import Tensor
 
 from secateur.layers import LayerResult, Pruning
 from secateur.models.blocks import Block
-from secateur.models.families import Linear
 from secateur.models.guard import Guard, Trial
+from secateur.models.spaces import Linear
 from secateur.models.stream import Stream
 from secateur.recipe import Recipe
 from secateur.stats import InputStats

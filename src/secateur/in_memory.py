@@ -11,8 +11,8 @@ from secateur.errors import InputError
 from secateur.groups import calibrate, prune_group
 from secateur.layers import LayerResult
 from secateur.models.blocks import blocks_of, family_of
-from secateur.models.families import reader_groups
 from secateur.models.guard import Trial
+from secateur.models.spaces import reader_groups
 from secateur.models.stream import Batch, Stream
 from secateur.pipeline import Clock, account
 from secateur.preparation import check_pattern, leave_out_skipped

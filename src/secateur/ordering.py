@@ -12,8 +12,8 @@ from torch import Tensor
 
 from secateur.layers import score_of, search_order, share_kept
 from secateur.models.blocks import Block
-from secateur.models.families import Family, Linear, reader_groups
 from secateur.models.fold import by_head, fold_block, inverse, join_heads, spread_to_queries
+from secateur.models.spaces import Family, Linear, reader_groups
 from secateur.recipe import Recipe
 from secateur.runtime.gather import ORDER
 from secateur.sparsity import NM

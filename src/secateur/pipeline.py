@@ -23,9 +23,9 @@ from secateur.errors import InputError
 from secateur.groups import calibrate, prune_group
 from secateur.layers import LayerResult
 from secateur.models.blocks import Block, blocks_of, family_of
-from secateur.models.families import reader_groups
 from secateur.models.fold import fold_outer
 from secateur.models.guard import Trial
+from secateur.models.spaces import reader_groups
 from secateur.models.stream import Stream
 from secateur.ordering import Orderer
 from secateur.preparation import check_pattern, draw_batches, leave_out_skipped

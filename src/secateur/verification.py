@@ -13,8 +13,8 @@ from secateur.checkpoint import MANIFEST, ORDERS, Source, local_folder
 from secateur.errors import InputError
 from secateur.layers import bytes_digest, nonzeros_digest
 from secateur.models.blocks import Block, blocks_of, family_of
-from secateur.models.families import Family, Linear
 from secateur.models.fold import fold_block, fold_outer, inverse, spread_to_queries
+from secateur.models.spaces import Family, Linear
 from secateur.recipe import Recipe
 from secateur.runtime.gather import ORDER
 from secateur.runtime.loading import load

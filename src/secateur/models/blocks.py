@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import InputError
-from secateur.models.families import FAMILIES, Family, Linear
+from secateur.models.families import FAMILIES
+from secateur.models.spaces import Family, Linear
 
 
 @dataclass(frozen=True)

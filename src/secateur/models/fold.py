@@ -8,7 +8,7 @@ another order of channels inside, as long as the family's rule for the space is 
 import torch
 from torch import Tensor
 
-from secateur.models.families import Family, Heads, Linear
+from secateur.models.spaces import Family, Heads, Linear
 
 Tensors = dict[str, Tensor]
 

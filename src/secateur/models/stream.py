@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.errors import InputError
 from secateur.models.blocks import Block
-from secateur.models.families import reader_groups
+from secateur.models.spaces import reader_groups
 from secateur.progress import Progress
 from secateur.stats import InputStats
 
