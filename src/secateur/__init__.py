@@ -4,6 +4,8 @@ from importlib.metadata import version
 
 __version__ = version("secateur")
 
+from secateur.benchmark.plan import plan
+from secateur.benchmark.running import bench
 from secateur.errors import InputError
 from secateur.evaluate.evaluation import evaluate
 from secateur.formats.packing import pack, unpack
@@ -19,11 +21,13 @@ __all__ = [
     "InputError",
     "Recipe",
     "__version__",
+    "bench",
     "evaluate",
     "generate",
     "inspect",
     "load",
     "pack",
+    "plan",
     "prune",
     "prune_module",
     "unpack",

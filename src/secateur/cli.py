@@ -14,10 +14,14 @@ from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Parameter
+from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 import secateur
 from secateur import console, demo
+from secateur.benchmark.plan import Plan
+from secateur.benchmark.plot import check_plot, draw
+from secateur.benchmark.running import Benchmark
 from secateur.errors import InputError
 from secateur.evaluate.comparison import document
 from secateur.progress import Progress
@@ -246,6 +250,87 @@ def generate(model: str, prompt: str, /, *, tokens: int = 64, dtype: str = "auto
     else:
         console.out.print(prompt + result.text, markup=False, highlight=False, soft_wrap=True)
         console.err.print(console.speed_text(result))
+
+
+@app.command
+def bench(
+    model: str,
+    /,
+    *,
+    batch: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 8),
+    length: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (128, 512),
+    tokens: int = 32,
+    rounds: int = 7,
+    int8: bool = False,
+    plot: Path | None = None,
+    plan: Annotated[bool, Parameter(negative=())] = False,
+    pattern: str | None = None,
+    sparsity: float | None = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time pruned MODEL on this CPU, packed against the same weights dense, by kind of linear and end to end.
+
+    Dense and packed take turns, and both compute in bfloat16. The tables give medians over rounds, and quartiles.
+
+    Parameters
+    ----------
+    model
+        A pruned model, packed or not: a folder, a hub name, or a .gguf file; with --plan any model.
+    batch
+        Numbers of sequences at a time.
+    length
+        Tokens of a sequence before the first that is generated.
+    tokens
+        Decode so many in each round, end to end.
+    rounds
+        Take every time so often.
+    int8
+        Round the kept weights to int8.
+    plot
+        Draw the result into this .svg, .png or .pdf file.
+    plan
+        Measure no model: say from the shapes alone what MODEL would take, pruned and packed, and how fast this
+        machine could read it.
+    pattern
+        With --plan: N:M.
+    sparsity
+        With --plan: the share of weights to remove; 0.5 if no pattern is given either.
+    """
+    if plan:
+        if plot:
+            raise InputError("--plan has no --plot: it measures nothing of the model")
+        planned = secateur.plan(model, pattern=pattern, sparsity=sparsity)
+        _show(planned, console.plan_tables(planned), console.plan_notes(planned), json)
+        return
+    if pattern is not None or sparsity is not None:
+        raise InputError("--pattern and --sparsity are for --plan: a model is measured as it was pruned")
+    if plot:
+        check_plot(plot)
+    result = secateur.bench(
+        model,
+        batch=batch,
+        length=length,
+        tokens=tokens,
+        rounds=rounds,
+        int8=int8,
+        progress=_progress(quiet),
+    )
+    tables = [console.modules_table(result), console.model_table(result)]
+    _show(result, tables, console.benchmark_notes(result), json)
+    if plot:
+        draw(result, plot)
+
+
+def _show(result: Benchmark | Plan, tables: Sequence[Table], notes: Sequence[str], json: bool) -> None:
+    if json:
+        slower = {"slower": [dataclasses.asdict(x) for x in result.slower]} if isinstance(result, Benchmark) else {}
+        _print_json(dataclasses.asdict(result) | slower)
+        return
+    for table in tables:
+        console.out.print(table)
+    for note in notes:
+        console.out.print(note, markup=False, highlight=False)
 
 
 @app.command(name="demo")

@@ -124,6 +124,21 @@ def _keep_largest_of_few(score: Tensor, keep: int) -> Tensor:
     return (larger < keep).T
 
 
+def count_kept(rows: int, columns: int, pattern: Pattern) -> int:
+    """How many weights :func:`select` keeps of a matrix of this shape.
+
+    Raises:
+        InputError: when ``columns`` is not a multiple of the group of an N:M pattern.
+    """
+    check_fits(pattern, columns)
+    match pattern:
+        case NM(kept, group):
+            return rows * columns // group * kept
+        case Unstructured(sparsity, scope):
+            number, length = (1, rows * columns) if scope == "matrix" else (rows, columns)
+            return number * (length - round(sparsity * length))
+
+
 def obeys(weight: Tensor, pattern: Pattern) -> bool:
     """Whether the non-zeros of ``weight`` (O, I), or a mask, have at most what ``pattern`` allows in each place."""
     kept = weight != 0

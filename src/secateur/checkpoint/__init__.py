@@ -5,7 +5,7 @@ tensors by name without loading the rest; :class:`Writer` writes one shard per b
 beside the destination, which takes its final name only when everything is in it.
 """
 
-from secateur.checkpoint.finding import convert, load_whole, local_folder
+from secateur.checkpoint.finding import convert, load_whole, local_folder, outline
 from secateur.checkpoint.layout import INDEX, MANIFEST, ORDERS, WEIGHTS
 from secateur.checkpoint.source import Source, load_into
 from secateur.checkpoint.writer import Writer, check_destination
@@ -22,4 +22,5 @@ __all__ = [
     "load_into",
     "load_whole",
     "local_folder",
+    "outline",
 ]

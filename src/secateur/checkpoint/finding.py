@@ -1,12 +1,14 @@
 """Turn what a user calls a model into a folder of safetensors."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
@@ -14,7 +16,7 @@ from transformers import (
 )
 
 from secateur.checkpoint.layout import COMPANIONS
-from secateur.checkpoint.source import Source, naming
+from secateur.checkpoint.source import Source, empty_model, naming, read_config
 from secateur.errors import InputError
 
 
@@ -49,12 +51,34 @@ def local_folder(model: str, scratch: Path | None = None) -> Iterator[Path]:
         yield converted
 
 
-def _download(model: str) -> Path:
+def outline(model: str) -> PreTrainedModel:
+    """The model that a user calls so, in bfloat16 and without its weights, which are neither fetched nor read.
+
+    Args:
+        model: a hub name, a folder that may hold nothing but its config, or a ``.gguf`` file.
+    Raises:
+        InputError: when there is nothing there, or transformers has no model of this config by itself.
+    """
+    path = Path(model)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"there is no file {path}")
+        with naming(path):
+            config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    else:
+        config, _, _ = read_config(path if path.exists() else _download(model, ["config.json"]))
+    with naming(path):
+        skeleton = empty_model(config, torch.bfloat16)
+    skeleton.tie_weights()  # a weight that serves twice is there once
+    return skeleton
+
+
+def _download(model: str, files: Sequence[str] = (*COMPANIONS, "model*.safetensors")) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=[*COMPANIONS, "model*.safetensors"]))
+        return Path(snapshot_download(model, allow_patterns=list(files)))
     except HFValidationError:
         raise InputError(f"there is no folder or file {model}, and it cannot be a hub name") from None
     except Exception as error:  # the hub's client raises whatever its transport raises

@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -39,26 +40,7 @@ class Source:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} is not a model folder: it has no config.json")
-        try:
-            written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            self.packed = written.get("model_type") == PACKED_TYPE
-            base = written["base"] if self.packed else written
-            self.gathers = base.get("model_type") == GATHER_TYPE
-            base = base["base"] if self.gathers else base
-            self.config = (
-                AutoConfig.for_model(**base)
-                if self.gathers or self.packed
-                else AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            )
-        except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
-        if quantization := getattr(self.config, "quantization_config", None):
-            kind = dict(quantization).get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-            raise InputError(
-                f"{folder} is quantized ({kind}): give the original model, in float32, bfloat16 or float16"
-            )
+        self.config, self.packed, self.gathers = read_config(folder)
         self.files = self._index()
         self.sparse: dict[str, Entry] = {}
         if self.packed:
@@ -138,12 +120,8 @@ class Source:
         Raises:
             InputError: when transformers has no model of this config by itself.
         """
-        with naming(self.folder), torch.device(device), init_empty_weights(include_buffers=False):
-            # Only this way of running experts multiplies with each one's weight by itself.
-            eager = {"experts_implementation": "eager"}
-            model = AutoModelForCausalLM.from_config(self.config, dtype=dtype, trust_remote_code=False, **eager)
-        model.eval()
-        return model
+        with naming(self.folder):
+            return empty_model(self.config, dtype, device)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; raises :class:`InputError` when the folder has none."""
@@ -160,6 +138,42 @@ class Source:
         free = {id(p) for p in head.parameters()} if head is not None else set()
         expected = {name for name, p in model.named_parameters() if id(p) not in free}
         return expected <= set(self.names())
+
+
+def read_config(folder: Path) -> tuple[PreTrainedConfig, bool, bool]:
+    """The config of the model in ``folder``, whether its weights are packed, and whether its norms need orders.
+
+    Raises:
+        InputError: when there is none, or it cannot be used.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        packed = written.get("model_type") == PACKED_TYPE
+        base = written["base"] if packed else written
+        gathers = base.get("model_type") == GATHER_TYPE
+        base = base["base"] if gathers else base
+        config = (
+            AutoConfig.for_model(**base)
+            if gathers or packed
+            else AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        )
+    except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if quantization := getattr(config, "quantization_config", None):
+        kind = dict(quantization).get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+        raise InputError(f"{folder} is quantized ({kind}): give the original model, in float32, bfloat16 or float16")
+    return config, packed, gathers
+
+
+def empty_model(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The model of ``config`` with parameters on the meta device and buffers on ``device``, in eval mode."""
+    with torch.device(device), init_empty_weights(include_buffers=False):
+        # Only this way of running experts multiplies with each one's weight by itself.
+        eager = {"experts_implementation": "eager"}
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **eager)
+    return model.eval()
 
 
 @contextmanager

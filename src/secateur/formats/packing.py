@@ -81,7 +81,7 @@ def pack(
             total += _bytes(tensors)
             weights = {}
             for name in tensors.keys() & held:
-                if (weight := _packed(tensors[name], int8, name)) is not None:
+                if (weight := pack_if_smaller(tensors[name], int8, name)) is not None:
                     before += tensors.pop(name).nbytes
                     weights[name] = weight
             _add(writer, tensors, dict(sorted(weights.items())))
@@ -129,8 +129,12 @@ def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress:
         writer.finish(folder, _manifest(folder), _orders(folder), config=config)
 
 
-def _packed(weight: Tensor, int8: bool, name: str) -> SparseWeight | None:
-    """``weight`` packed, or None where that would not make it smaller."""
+def pack_if_smaller(weight: Tensor, int8: bool, name: str) -> SparseWeight | None:
+    """``weight`` (O, I) packed, or None where that would not make it smaller.
+
+    Raises:
+        InputError: about ``name``, when a weight that is not finite is to be rounded to int8.
+    """
     if weight.dtype not in BITS:
         return None
     packed = pack_bits(weight)

@@ -129,6 +129,19 @@ def pack_int8(weight: Tensor, group: int = GROUP) -> SparseWeight:
     )
 
 
+def packed_bytes(rows: int, columns: int, kept: int, dtype: torch.dtype) -> int:
+    """What :func:`pack`, or :func:`pack_int8` for int8, makes of ``kept`` weights of a matrix, in bytes.
+
+    Args:
+        rows: O, of the weight as it is stored.
+        columns: I.
+        kept: how many weights are kept, wherever they lie: the mask takes one bit per weight in any pattern.
+        dtype: the type of the values.
+    """
+    scales = rows * -(-columns // GROUP) * torch.bfloat16.itemsize if dtype == torch.int8 else 0
+    return rows * WORD // 8 * -(-columns // WORD) + kept * dtype.itemsize + scales
+
+
 def _per_column(scales: Tensor, group: int, columns: int) -> Tensor:
     """Scales ``(O, groups)`` as float32 ``(O, I)``."""
     return scales.float().repeat_interleave(group, 1)[:, :columns]

@@ -1,0 +1,26 @@
+"""The kinds of linears that tables of times and sizes have rows for: those of the RIA paper's Table 5."""
+
+from secateur.models.spaces import Linear
+
+ATTENTION, WIDENING, NARROWING = "Q/K/V/Out", "Up/Gate", "Down"
+_ATTENTION_SPACES = {"query", "key", "value"}
+
+
+def kind_of(linear: Linear) -> str:
+    """What ``linear`` is to its block, by its channel spaces; where these are unknown, the last part of its name."""
+    reads = _space(linear.reads)
+    writes = {_space(space) for space in linear.parts}
+    if reads == "mlp":
+        kind = NARROWING
+    elif "mlp" in writes:
+        kind = WIDENING
+    elif _ATTENTION_SPACES & {reads, *writes}:
+        kind = ATTENTION
+    else:
+        kind = linear.name.rpartition(".")[2]
+    return f"{kind} of experts" if linear.stack else kind
+
+
+def _space(name: str | None) -> str:
+    """The space, or for that of one expert (``mlp.3``) what they have in common."""
+    return (name or "").partition(".")[0]

@@ -1,0 +1,95 @@
+"""Times of dense and sparse weights, taken in turn, and what they say."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["decode", "prefill"]
+
+OVERALL = "overall"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles over rounds."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of at least two values."""
+        return cls(*(float(f"{value:.5g}") for value in statistics.quantiles(values, n=4, method="inclusive")))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is run.
+
+    Attributes:
+        phase: ``prefill`` of whole sequences, or ``decode``: one token more of each.
+        batch: sequences at a time.
+        length: tokens of each sequence that are processed, or at decode that have been; None where that does not
+            matter.
+    """
+
+    phase: Phase
+    batch: int
+    length: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one pass processes."""
+        return self.batch * self.length if self.phase == "prefill" and self.length else self.batch
+
+    @property
+    def size(self) -> str:
+        """Batch, or batch × length."""
+        return f"batch {self.batch}" if self.length is None else f"{self.batch} × {self.length}"
+
+    def __str__(self) -> str:
+        return f"{self.phase}, {self.size}"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One pass of dense weights against one of the same weights packed.
+
+    Attributes:
+        kind: which linears ran, in all blocks; ``overall`` for all of them; or ``end to end`` for the model.
+        workload: on what.
+        dense: seconds of a pass with dense weights.
+        sparse: seconds of a pass with packed weights.
+        speedup: dense over sparse within a round.
+    """
+
+    kind: str
+    workload: Workload
+    dense: Spread
+    sparse: Spread
+    speedup: Spread
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether packed weights took longer, in most rounds."""
+        return self.speedup.median < 1
+
+
+# Seconds of a pass, round by round: dense and sparse.
+Rounds = Sequence[tuple[float, float]]
+
+
+def measurement(kind: str, workload: Workload, rounds: Rounds) -> Measurement:
+    """What came of at least two ``rounds``."""
+    dense, sparse = zip(*rounds, strict=True)
+    ratios = [a / b for a, b in rounds]
+    return Measurement(kind, workload, Spread.of(dense), Spread.of(sparse), Spread.of(ratios))
+
+
+def with_overall(workload: Workload, kinds: Mapping[str, Rounds]) -> list[Measurement]:
+    """A measurement of each kind, and that of all: round by round the sum over kinds."""
+    sums = [tuple(map(sum, zip(*parts, strict=True))) for parts in zip(*kinds.values(), strict=True)]
+    total: Rounds = [(dense, sparse) for dense, sparse in sums]
+    return [measurement(kind, workload, rounds) for kind, rounds in {**kinds, OVERALL: total}.items()]
