@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cuda import kernels  # noqa: F401 (a fixture)
+
 
 def pytest_addoption(parser):
     parser.addoption("--families-table", metavar="FILE", help="write what test_families.py finds as a table")

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -5,8 +6,12 @@ import sys
 
 import pytest
 import torch
+from rich.console import Console
 
+from secateur import console
 from secateur.cli import main
+from secateur.runtime.choosing import BUCKETS, Choice, Measured
+from secateur.runtime.generation import Generation
 from tests import pico
 
 LM_EVAL = importlib.util.find_spec("lm_eval") is not None
@@ -60,13 +65,29 @@ def test_pack_generate_unpack(tmp_path, capsys):
     assert "(0.5625)" in " ".join(capsys.readouterr().out.split())
     assert run("pack", tmp_path / "out", "--out", tmp_path / "int8", "--int8", "--json") == 0
     assert json.loads(capsys.readouterr().out)["int8"]
-    assert run("generate", tmp_path / "packed", "[a] prompt", "--tokens", 4) == 0
+    assert run("generate", tmp_path / "packed", "[a] prompt", "--tokens", 4, "--device", "cpu") == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("[a] prompt") and "tokens/s" in captured.err
     assert run("generate", tmp_path / "int8", "a prompt", "--tokens", 4, "--json") == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 4
     assert run("unpack", tmp_path / "packed", "--out", tmp_path / "plain", "--quiet") == 0
     assert (tmp_path / "plain" / "secateur.json").is_file()
+
+
+def test_what_was_chosen_on_a_gpu_is_shown():
+    times = {tokens: {"dense": 3.0, "cutlass": 2.0 if tokens > 16 else 4.0} for tokens in BUCKETS}
+    measured = Measured(times, {"dense": 32, "cutlass": 18}, {"cusparselt": "not [here]"})
+    forms = {tokens: "cutlass" if tokens > 16 else "dense" for tokens in BUCKETS}
+    choice = Choice((64, 128), "bfloat16", True, 7, forms, measured)
+    result = Generation("m", "text", 3, 9, 0.5, 20.0, None, "bfloat16", "cuda:0", (choice,))
+    json.dumps(dataclasses.asdict(result))
+    assert "(2:4 weights, bfloat16, cuda:0)" in console.speed_text(result).plain
+    terminal = Console(width=200)
+    with terminal.capture() as shown:
+        terminal.print(console.choices_table(result.choices))
+    text = " ".join(shown.get().replace("│", " ").split())
+    assert "64×128 + bias 7 dense dense cutlass 1.50× cutlass 1.50× cutlass 1.50× 1.56×" in text
+    assert "not used: cusparselt: not [here]" in text
 
 
 def test_options_win_over_the_recipe_file(tmp_path, dense, capsys):
@@ -120,6 +141,7 @@ def test_too_few_tokens_and_dead_channels_are_reported(tmp_path, dense, capsys):
         (["generate", "DENSE", ""], "no tokens"),
         (["generate", "DENSE", "a", "--tokens", "0"], "0 tokens"),
         (["generate", "DENSE", "a", "--dtype", "int3"], "int3"),
+        (["generate", "nowhere/at/all", "a", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["prone"], "prone"),
     ],
 )

@@ -180,8 +180,9 @@ def test_packed_folders_are_evaluated(folders, tmp_path):
 
 
 def test_generating_counts_tokens(folders):
-    result = secateur.generate(folders / "packed", "some words", tokens=5)
+    result = secateur.generate(folders / "packed", "some words", tokens=5, device="cpu")
     assert (result.prompt_tokens, result.tokens, result.dtype) == (10, 5, "bfloat16")
-    assert result.text == secateur.generate(folders / "pruned", "some words", tokens=5).text
+    assert (result.device, result.choices) == ("cpu", ())
+    assert result.text == secateur.generate(folders / "pruned", "some words", tokens=5, device="cpu").text
     assert result.kernels == (KERNELS[0].name if KERNELS else None)
-    assert secateur.generate(folders / "int8", "some words", tokens=1).tokens_per_second is None
+    assert secateur.generate(folders / "int8", "some words", tokens=1, device="cpu").tokens_per_second is None

@@ -230,8 +230,10 @@ def unpack(model: str, /, *, out: Path, force: bool = False, quiet: Quiet = Fals
 
 
 @app.command
-def generate(model: str, prompt: str, /, *, tokens: int = 64, dtype: str = "auto", json: Json = False) -> None:
-    """Continue PROMPT with MODEL on the CPU, and say how many tokens a second that takes.
+def generate(
+    model: str, prompt: str, /, *, tokens: int = 64, dtype: str = "auto", device: str = "auto", json: Json = False
+) -> None:
+    """Continue PROMPT with MODEL, and say how many tokens a second that takes.
 
     Parameters
     ----------
@@ -243,12 +245,16 @@ def generate(model: str, prompt: str, /, *, tokens: int = 64, dtype: str = "auto
         Generate at most so many.
     dtype
         auto (as stored), float32, bfloat16 or float16.
+    device
+        auto (a GPU if there is one), cpu, cuda, …
     """
-    result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype)
+    result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype, device=device)
     if json:
         _print_json(dataclasses.asdict(result))
     else:
         console.out.print(prompt + result.text, markup=False, highlight=False, soft_wrap=True)
+        if result.choices:
+            console.err.print(console.choices_table(result.choices))
         console.err.print(console.speed_text(result))
 
 

@@ -23,6 +23,7 @@ from secateur.formats.packing import Packing
 from secateur.inspection import Inspection
 from secateur.layers import FEWEST_TOKENS
 from secateur.progress import Progress
+from secateur.runtime.choosing import BUCKETS, DENSE, Choice
 from secateur.runtime.generation import Generation
 from secateur.verification import Verdict
 
@@ -224,10 +225,11 @@ def packing_text(packing: Packing) -> Text:
 def speed_text(result: Generation) -> Text:
     """How fast it was, and by what means."""
     rate = f"{result.tokens_per_second:,.1f} tokens/s" if result.tokens_per_second else "one token"
-    means = f"packed weights, {result.kernels} kernels" if result.kernels else "dense weights"
+    sparse = any(form != DENSE for choice in result.choices for form in choice.forms.values())
+    means = f"packed weights, {result.kernels} kernels" if result.kernels else f"{'2:4' if sparse else 'dense'} weights"
     return Text(
         f"{rate} after {result.prefill_seconds:.2f} s for {result.prompt_tokens} tokens of prompt "
-        f"({means}, {result.dtype})"
+        f"({means}, {result.dtype}, {result.device})"
     )
 
 
@@ -353,3 +355,21 @@ def plan_notes(result: Plan) -> list[str]:
             "MB per token count them so"
         )
     return notes
+
+
+def choices_table(choices: Sequence[Choice]) -> Table:
+    """What multiplies with 2:4 linears on a GPU, by number of tokens, with its speed and memory against dense."""
+    table = Table(title="2:4 linears: what multiplies how many tokens, and its speed against dense")
+    for column in ("shape", "number", *(f"{tokens:,}" for tokens in BUCKETS), "memory"):
+        table.add_column(column, justify="right")
+    for choice in choices:
+        times = choice.measured.times
+        cells = [
+            form if form == DENSE else f"{form} {times[tokens][DENSE] / times[tokens][form]:.2f}×"
+            for tokens, form in choice.forms.items()
+        ]
+        shape = "×".join(map(str, choice.shape)) + (" + bias" if choice.bias else "")
+        table.add_row(shape, str(choice.layers), *cells, f"{choice.memory:.2f}×")
+    refused = {f"not used: {name}: {why}": None for x in choices for name, why in x.measured.refused.items()}
+    table.caption = Text("\n".join(refused)) if refused else None
+    return table

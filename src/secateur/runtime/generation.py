@@ -10,7 +10,8 @@ from transformers.generation import BaseStreamer
 
 from secateur.checkpoint import Source, local_folder
 from secateur.errors import InputError
-from secateur.recipe import DTYPES
+from secateur.recipe import DTYPES, choose_device
+from secateur.runtime.choosing import Choice
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.loading import load
 from secateur.runtime.sparse_linear import SparseLinear
@@ -27,8 +28,10 @@ class Generation:
         tokens: tokens that were generated.
         prefill_seconds: until the first token was there.
         tokens_per_second: of those after the first; None when there were none.
-        kernels: what multiplied packed weights, or None where all weights are dense.
+        kernels: what multiplied packed weights on a CPU, or None where none are packed.
         dtype: the precision of the activations.
+        device: where the model ran.
+        choices: on a GPU, how the 2:4 linears of each kind were multiplied with, and why.
     """
 
     model: str
@@ -39,28 +42,34 @@ class Generation:
     tokens_per_second: float | None
     kernels: str | None
     dtype: str
+    device: str
+    choices: tuple[Choice, ...]
 
 
-def generate(model: str | Path, prompt: str, *, tokens: int = 64, dtype: str = "auto") -> Generation:
-    """Continue ``prompt``, taking the likeliest token each time, on the CPU.
+def generate(
+    model: str | Path, prompt: str, *, tokens: int = 64, dtype: str = "auto", device: str = "auto"
+) -> Generation:
+    """Continue ``prompt``, taking the likeliest token each time.
 
     Args:
         model: a hub name, a folder, or a ``.gguf`` file.
         prompt: the text to continue.
         tokens: generate at most so many.
         dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
 
     Raises:
-        InputError: when the model cannot be used, or the prompt is empty.
+        InputError: when the model or the device cannot be used, or the prompt is empty.
     """
     if dtype not in ("auto", *DTYPES):
         raise InputError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if tokens < 1:
         raise InputError(f"{tokens} tokens cannot be generated")
+    chosen = choose_device(device)
     with local_folder(str(model)) as folder:
         tokenizer = Source(folder).tokenizer()
-        loaded = load(folder, dtype)
-    words = tokenizer(prompt, return_tensors="pt")
+        loaded = load(folder, dtype, chosen)
+    words = tokenizer(prompt, return_tensors="pt").to(chosen)
     number = words["input_ids"].shape[1]
     if not number:
         raise InputError("the prompt has no tokens")
@@ -77,6 +86,8 @@ def generate(model: str | Path, prompt: str, *, tokens: int = 64, dtype: str = "
         tokens_per_second=watch.rate(),
         kernels=KERNELS[0].name if packed else None,
         dtype=str(loaded.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        choices=loaded.choices,
     )
 
 

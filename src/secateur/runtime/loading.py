@@ -10,38 +10,51 @@ from transformers import GenerationConfig, PreTrainedModel
 from secateur.checkpoint import Source, load_into, load_whole
 from secateur.checkpoint.source import naming
 from secateur.errors import InputError
+from secateur.recipe import choose_device
+from secateur.runtime.acceleration import accelerate
 from secateur.runtime.gather import ORDER, attach_orders
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.sparse_linear import SparseLinear
 
 
-def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """A transformers model, in eval mode, on the CPU.
+def load(folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A transformers model, in eval mode.
 
     A plain folder loads as ``AutoModelForCausalLM.from_pretrained`` loads it; one that was written with
-    ``--fold gather`` gets the norms that it needs; one that was packed keeps its weights packed, as
+    ``--fold gather`` gets the norms that it needs.
+
+    On the CPU, a folder that was packed keeps its weights packed, as
     :class:`~secateur.runtime.sparse_linear.SparseLinear`, where there are kernels for them: for bfloat16 and
     int8 values. Others are expanded, and take the memory and the time of a dense model.
+
+    On a CUDA device packed weights are expanded, and then those linears that are 2:4 as stored, whether they came
+    packed or not, take the form that is measured to be fastest, as :mod:`secateur.runtime.acceleration` has it.
+    ``choices`` of the model says what was chosen, and why. Not yet measured on a GPU.
 
     Args:
         folder: a local model folder.
         dtype: ``auto`` for the precision in which it is stored.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
 
     Raises:
-        InputError: when the folder cannot be read.
+        InputError: when there is no such device, or the folder cannot be read.
     """
+    chosen = choose_device(str(device))
     source = Source(Path(folder))
     if source.packed:
-        model = _load_packed(source, dtype)
+        model = _load_packed(source, dtype, keep=chosen.type == "cpu")
     else:
         model = load_whole(Path(folder), config=source.config, dtype=dtype)
     orders = source.read([name for name in source.names() if name.endswith(ORDER)])
     attach_orders(model, orders)
-    return model.eval()
+    model.to(chosen).eval()
+    model.choices = accelerate(model) if chosen.type == "cuda" else ()
+    return model
 
 
-def _load_packed(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
-    if not KERNELS:
+def _load_packed(source: Source, dtype: torch.dtype | str, keep: bool) -> PreTrainedModel:
+    """The model on the CPU; its sparse weights stay packed if ``keep`` and there are kernels for them."""
+    if keep and not KERNELS:
         warnings.warn(
             "Secateur was installed without a C++ compiler: packed weights run as slowly as dense ones",
             stacklevel=3,
@@ -55,7 +68,7 @@ def _load_packed(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
         linear = _linear(model, name, source, shapes)
         if precision == torch.bfloat16:
             weight = weight.to(precision)
-        if linear is not None and KERNELS and (weight.group or weight.dtype == torch.bfloat16):
+        if keep and linear is not None and KERNELS and (weight.group or weight.dtype == torch.bfloat16):
             model.set_submodule(name.removesuffix(".weight"), SparseLinear(weight, linear.bias))
             packed.add(name)
     # What no kernel runs is expanded as it is read: other types, transposed weights, experts.
