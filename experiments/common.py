@@ -32,6 +32,11 @@ def recipe_of(args: argparse.Namespace, **setting: Any) -> Recipe:
     return Recipe.from_dict(setting | {"calibration": args.calibration, "samples": args.samples, "length": args.length})
 
 
+def target_of(pattern: str) -> dict[str, str | float]:
+    """What a recipe says for ``2:4``, or for ``50%``: a share to remove anywhere."""
+    return {"sparsity": float(pattern.strip("%")) / 100} if pattern.endswith("%") else {"pattern": pattern}
+
+
 def perplexities(args: argparse.Namespace, model: str | Path) -> dict[str, float]:
     """The perplexity of ``model`` on each text, by the text's name."""
     found = {}

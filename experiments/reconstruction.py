@@ -11,7 +11,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any, get_args
 
-from common import parser, perplexities, prune_and_measure, show
+from common import parser, perplexities, prune_and_measure, show, target_of
 
 from secateur.recipe import Reconstruct
 
@@ -37,11 +37,10 @@ def main() -> None:
     for pattern, permute, score, method, refine in product(
         args.patterns, args.permute, args.scores, args.methods, args.refine
     ):
-        if "%" in pattern and permute != args.permute[0]:
+        if pattern.endswith("%") and permute != args.permute[0]:
             continue  # unstructured sparsity has no use for an order
-        target = {"sparsity": float(pattern.strip("%")) / 100} if "%" in pattern else {"pattern": pattern}
         setting = {"score": score, "reconstruct": method, "refine": refine == "yes", "permute": permute}
-        manifest, measured = prune_and_measure(args, **setting | target)
+        manifest, measured = prune_and_measure(args, **setting | target_of(pattern))
         errors = [layer["relative_error"] for layer in manifest["layers"]]
         show(
             {"method": manifest["method"]}

@@ -106,8 +106,9 @@ def test_of_experts_a_token_reads_those_it_is_routed_to(tmp_path):
     experts = parameters(folder) - parameters(folder, ".experts.")
     read = parameters(folder, "embed_tokens") - experts / 2
     assert bounds(folder)["dense"].token_bytes == read
-    saved = read - bounds(folder)["bfloat16"].token_bytes  # by attention alone
-    assert saved == sum(x.size.dense - x.size.bfloat16 for x in plan(folder).kinds if x.kind == "Q/K/V/Out")
+    saved = {x.kind: x.size.dense - x.size.bfloat16 for x in plan(folder).kinds}
+    of_experts = saved["Up/Gate of experts"] + saved["Down of experts"]
+    assert read - bounds(folder)["bfloat16"].token_bytes == saved["Q/K/V/Out"] + of_experts / 2
 
 
 def test_bounds_follow_from_bytes_and_rate(tmp_path):

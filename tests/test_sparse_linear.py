@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import secateur
 from secateur.formats.sparse import pack, pack_int8
 from secateur.recipe import Recipe
 from secateur.runtime.kernels import KERNELS
+from secateur.runtime.sparse_experts import SparseExperts
 from secateur.runtime.sparse_linear import MOST_TOKENS, TILE_ROWS, SparseLinear
 from secateur.sparsity import NM, Unstructured, select
 from tests import pico
@@ -153,6 +155,41 @@ def test_a_packed_folder_runs(folders):
         assert 1e-5 * scale < (int8.float()(tokens).logits - expected).abs().max() < 0.05 * scale
     a, b = (model.generate(tokens, max_new_tokens=9, do_sample=False) for model in (plain, packed))
     assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(not KERNELS, reason="installed without a compiler")
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_packed_experts_run(name, tmp_path):
+    dense = pico.save(name, tmp_path / "dense", torch.bfloat16)
+    secateur.prune(dense, tmp_path / "pruned", Recipe(score="magnitude", sparsity=0.5))
+    secateur.pack(tmp_path / "pruned", tmp_path / "packed")
+    secateur.pack(tmp_path / "pruned", tmp_path / "int8", int8=True)
+    secateur.unpack(tmp_path / "int8", tmp_path / "rounded")
+    tokens = pico.tokens(2, 7)
+    with torch.no_grad():
+        folders = ("pruned", "packed", "rounded", "int8")
+        plain, packed, *int8 = (secateur.load(tmp_path / folder) for folder in folders)
+        stacks = [part for part, module in packed.named_modules() if isinstance(module, SparseExperts)]
+        assert set(stacks) == {part for part, parameter in plain.named_parameters() if parameter.dim() == 3}
+        assert not any(parameter.dim() == 3 for parameter in packed.parameters())
+        state, expected = packed.state_dict(), plain.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[part], expected[part]) for part in state)
+        for models, tolerance in (((plain, packed), 1e-5), (int8, 1e-3)):
+            expected, found = (model.float()(tokens).logits for model in models)
+            assert (found - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def test_a_layer_of_experts_answers_linear_alone():
+    _, packed = sparse_linear(8, 32, int8=False)
+    experts: Any = SparseExperts([packed, packed])
+    inputs = torch.randn(3, 32)
+    for expert in (1, torch.tensor(1)):
+        assert torch.equal(nn.functional.linear(inputs, experts[expert]), SparseLinear(packed)(inputs))
+    with pytest.raises(TypeError):
+        torch.matmul(inputs, experts[0])
+    with pytest.raises(TypeError):
+        nn.functional.linear(inputs, experts[0], torch.zeros(8))
 
 
 def test_without_kernels_a_packed_folder_is_expanded(folders, monkeypatch):

@@ -88,7 +88,7 @@ class Plan:
         pattern: what its linears would obey.
         kinds: its prunable linears by kind.
         bounds: the ways to store them.
-        dense_linears: linears that Secateur stores packed, but expands to run them: experts, and transposed weights.
+        dense_linears: linears that Secateur stores packed, but expands to run them: transposed weights.
         machine: where the read rates were measured.
     """
 
@@ -143,7 +143,7 @@ def plan(
         pattern=str(target),
         kinds=rows,
         bounds=_bounds(skeleton, found, sizes, rate),
-        dense_linears=sum(not _runs_packed(linear) for _, linear in found),
+        dense_linears=sum(linear.transposed for _, linear in found),
         machine=this_machine(),
     )
 
@@ -165,10 +165,6 @@ def _bytes(block: Block, linear: Linear, pattern: Pattern) -> Bytes:
     return Bytes(dense, packed, packed_bytes(*stored, kept, torch.int8))
 
 
-def _runs_packed(linear: Linear) -> bool:
-    return not (linear.stack or linear.transposed)
-
-
 def _bounds(
     model: PreTrainedModel, found: list[tuple[Block, Linear]], sizes: list[Bytes], rate: Callable[[int], float]
 ) -> list[Bound]:
@@ -177,7 +173,7 @@ def _bounds(
     rest = everything - whole.dense
     read = Bytes(*[rest - _looked_up(model)] * 3)
     for (block, linear), size in zip(found, sizes, strict=True):
-        size = size if _runs_packed(linear) else Bytes(*[size.dense] * 3)
+        size = Bytes(*[size.dense] * 3) if linear.transposed else size
         share = _routed_share(model, block, linear)
         read += Bytes(*(round(share * number) for number in (size.dense, size.bfloat16, size.int8)))
     bounds = []

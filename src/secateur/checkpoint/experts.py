@@ -49,11 +49,13 @@ class Stacks:
             self.members[stack] = [[parts[part] for part in sorted(parts)] for _, parts in sorted(experts.items())]
         self.names = list(self._stored)
 
+    def layers(self, name: str) -> list[list[str]]:
+        """The names in the files of what makes up the tensor ``name``: of a stack as in ``members``, else one layer."""
+        return self.members.get(name) or [[self._stored[name]]]
+
     def parts(self, name: str) -> list[str]:
-        """The names in the files of what makes up the tensor ``name``."""
-        if name in self.members:
-            return [part for layer in self.members[name] for part in layer]
-        return [self._stored[name]]
+        """The same in one list."""
+        return [part for layer in self.layers(name) for part in layer]
 
     def join(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
         """The tensor ``name`` from its parts: ``(experts, O, I)`` if it is a stack."""

@@ -4,6 +4,7 @@ Nothing here knows of files. What counts as kept is decided by bits: a weight is
 bits are zero, so packing floats loses nothing, neither the sign of a zero nor what a NaN carries.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -126,6 +127,24 @@ def pack_int8(weight: Tensor, group: int = GROUP) -> SparseWeight:
         values=steps[kept].round().to(torch.int8),
         scales=scales,
         group=group,
+    )
+
+
+def stack_rows(weights: Sequence[SparseWeight], name: str) -> SparseWeight:
+    """Weights one above the other.
+
+    Raises:
+        InputError: about ``name``, unless columns, type and group are the same.
+    """
+    first, scales = weights[0], [weight.scales for weight in weights if weight.scales is not None]
+    if len({(weight.shape[1], weight.dtype, weight.group) for weight in weights}) > 1:
+        raise InputError(f"{name} is damaged: its parts differ in columns, type or group")
+    return replace(
+        first,
+        shape=(sum(weight.shape[0] for weight in weights), first.shape[1]),
+        mask=torch.cat([weight.mask for weight in weights]),
+        values=torch.cat([weight.values for weight in weights]),
+        scales=torch.cat(scales) if scales else None,
     )
 
 

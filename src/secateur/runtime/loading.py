@@ -10,10 +10,12 @@ from transformers import GenerationConfig, PreTrainedModel
 from secateur.checkpoint import Source, load_into, load_whole
 from secateur.checkpoint.source import naming
 from secateur.errors import InputError
+from secateur.formats.sparse import stack_rows
 from secateur.recipe import choose_device
 from secateur.runtime.acceleration import accelerate
 from secateur.runtime.gather import ORDER, attach_orders
 from secateur.runtime.kernels import KERNELS
+from secateur.runtime.sparse_experts import put_experts
 from secateur.runtime.sparse_linear import SparseLinear
 
 
@@ -25,7 +27,7 @@ def load(folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.de
 
     On the CPU, a folder that was packed keeps its weights packed, as
     :class:`~secateur.runtime.sparse_linear.SparseLinear`, where there are kernels for them: for bfloat16 and
-    int8 values. Others are expanded, and take the memory and the time of a dense model.
+    int8 values, experts included. Others are expanded, and take the memory and the time of a dense model.
 
     On a CUDA device packed weights are expanded, and then those linears that are 2:4 as stored, whether they came
     packed or not, take the form that is measured to be fastest, as :mod:`secateur.runtime.acceleration` has it.
@@ -62,18 +64,10 @@ def _load_packed(source: Source, dtype: torch.dtype | str, keep: bool) -> PreTra
     stored = source.config.dtype or torch.float32
     precision = stored if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
     model = source.skeleton(precision)
-    packed, shapes = set(), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name in source.sparse:
-        weight = source.read_sparse(name)
-        linear = _linear(model, name, source, shapes)
-        if precision == torch.bfloat16:
-            weight = weight.to(precision)
-        if keep and linear is not None and KERNELS and (weight.group or weight.dtype == torch.bfloat16):
-            model.set_submodule(name.removesuffix(".weight"), SparseLinear(weight, linear.bias))
-            packed.add(name)
-    # What no kernel runs is expanded as it is read: other types, transposed weights, experts.
-    plain = source.read([name for name in source.names() if name not in packed])
+    packed = _keep_packed(model, source, precision) if keep and KERNELS else set()
     try:
+        # What no kernel runs is expanded as it is read: other types, and transposed weights.
+        plain = source.read([name for name in source.names() if name not in packed])
         load_into(model, plain, "", torch.device("cpu"))
     except RuntimeError as error:
         raise InputError(f"{source.folder} has weights in another shape than its model: {error}") from error
@@ -86,13 +80,37 @@ def _load_packed(source: Source, dtype: torch.dtype | str, keep: bool) -> PreTra
     return model
 
 
-def _linear(model: nn.Module, name: str, source: Source, shapes: dict[str, tuple[int, ...]]) -> nn.Linear | None:
-    """The linear of ``model`` that has the sparse weight ``name`` to itself, or None if something else has it."""
-    entry = source.sparse[name]
-    if name not in source.stacks.names:
-        return None  # one expert's
-    if shapes.get(name) != entry.shape:
-        shape = " × ".join(map(str, entry.shape))
-        raise InputError(f"{source.files[name]} declares {name}, {shape}, and its model has no such linear")
-    module = model.get_submodule(name.rpartition(".")[0])
-    return module if isinstance(module, nn.Linear) else None
+def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype) -> set[str]:
+    """Let modules that multiply with packed weights stand in ``model`` where there are kernels for these.
+
+    Returns:
+        The names of the parameters that are not needed any more.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    packed = set()
+    for name in source.names():
+        layers = source.stacks.layers(name)
+        if any(part not in source.sparse for layer in layers for part in layer):
+            continue
+        weights = [stack_rows([source.read_sparse(part) for part in layer], name) for layer in layers]
+        stacked = name in source.stacks.members
+        shape = (len(weights), *weights[0].shape) if stacked else weights[0].shape
+        if shapes.get(name) != shape or any(weight.shape != weights[0].shape for weight in weights):
+            declared = " × ".join(map(str, shape))
+            raise InputError(
+                f"{source.files[layers[0][0]]} declares {name}, {declared}, and its model has no such linear"
+            )
+        if precision == torch.bfloat16:
+            weights = [weight.to(precision) for weight in weights]
+        if not all(weight.group or weight.dtype == torch.bfloat16 for weight in weights):
+            continue
+        path, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if stacked:
+            put_experts(owner, attribute, weights)
+        elif isinstance(owner, nn.Linear):
+            model.set_submodule(path, SparseLinear(weights[0], owner.bias))
+        else:
+            continue
+        packed.add(name)
+    return packed

@@ -1,0 +1,106 @@
+"""Beyond the paper: quality at equal bytes.
+
+    python experiments/equal_bytes.py MODEL --calibration c4 --data wikitext2 [--keep DIR] [--plot FILE.svg]
+        [--recipe best] [--patterns 2:4 4:8 8:16 16:32 50%]
+
+Packed, every pattern of one sparsity takes the same bytes, and the CPU kernels run all of them. So which gives the best
+model, and does the loosest cost speed? Per pattern: the perplexity of what was written on every text, the bytes of
+the packed linears over those of dense bfloat16, and how many times as fast as dense bfloat16 all of them together
+decode one token, with bfloat16 and with int8 values (median and quartiles over rounds).
+
+Speeds want a quiet machine, and pruning takes long: with ``--keep``, models and perplexities that are in that folder
+already are taken from there.
+"""
+
+import argparse
+import json
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from common import parser, perplexities, show, target_of
+
+import secateur
+from secateur.benchmark.timing import OVERALL
+from secateur.recipe import Recipe
+
+Row = dict[str, Any]
+FAINT = "#8a8a8a"
+
+
+def quality(args: argparse.Namespace, pattern: str, folder: Path) -> Row:
+    """The perplexities of the model pruned to ``pattern``, which is left in ``folder``."""
+    cache = folder.with_suffix(".json")
+    if not folder.exists():
+        cache.unlink(missing_ok=True)
+        calibration = {"calibration": args.calibration, "samples": args.samples, "length": args.length}
+        preset = Recipe.load(args.recipe).to_dict() | {"pattern": None, "sparsity": None}
+        secateur.prune(args.model, folder, Recipe.from_dict(preset | target_of(pattern) | calibration))
+    if not cache.exists():
+        cache.write_text(json.dumps(perplexities(args, folder)), encoding="utf-8")
+    return json.loads(cache.read_text(encoding="utf-8"))
+
+
+def speed(folder: Path, rounds: int) -> Row:
+    """What the packed linears of a pruned model take, and how fast they decode one token."""
+    row: Row = {}
+    for int8 in (False, True):
+        bench = secateur.bench(folder, batch=(1,), length=(16,), tokens=1, rounds=rounds, int8=int8)
+        (overall,) = (x for x in bench.modules if x.kind == OVERALL and x.workload.phase == "decode")
+        spread = overall.speedup
+        row[f"{bench.values} bytes"] = round(bench.packed_bytes / bench.dense_bytes, 4)
+        row[f"{bench.values} speed-up"] = [round(x, 3) for x in (spread.low, spread.median, spread.high)]
+    return row
+
+
+def draw(rows: list[Row], dense: Row, file: Path) -> None:
+    """A panel per text: perplexity over decode speed-up, with bfloat16 values."""
+    from matplotlib.figure import Figure
+
+    texts = [key for key in dense if key.startswith("perplexity")]
+    figure = Figure(figsize=(4.6 * len(texts), 3.4), layout="constrained")
+    for panel, text in zip(figure.subplots(1, len(texts), squeeze=False)[0], texts, strict=True):
+        panel.axhline(dense[text], color=FAINT, linewidth=1)
+        panel.annotate(
+            "dense", (1, dense[text]), xytext=(0, 3), textcoords="offset points", color="#6a6a6a", fontsize=8
+        )
+        for row in rows:
+            low, median, high = row["bfloat16 speed-up"]
+            panel.errorbar(median, row[text], xerr=[[median - low], [high - median]], fmt="o", color="#1a1a1a", ms=5)
+            panel.annotate(row["pattern"], (median, row[text]), xytext=(6, 4), textcoords="offset points", fontsize=9)
+        panel.set_xlim(left=1)
+        panel.set_ylim(bottom=0)
+        panel.set_xlabel("decode of the pruned linears, times as fast as dense bfloat16", fontsize=8)
+        panel.set_title(text, loc="left", fontsize=9)
+        panel.spines[["top", "right"]].set_visible(False)
+    share = rows[0]["bfloat16 bytes"]
+    figure.suptitle(f"50 % sparse, {share:.4g} of the dense bytes each: looser patterns are better models", fontsize=10)
+    figure.savefig(file)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--recipe", default="best")
+    arguments.add_argument("--patterns", nargs="+", default=["2:4", "4:8", "8:16", "16:32", "50%"])
+    arguments.add_argument("--rounds", type=int, default=15)
+    arguments.add_argument("--keep", type=Path, help="keep models and perplexities here, and use those that are there")
+    arguments.add_argument("--plot", type=Path)
+    args = arguments.parse_args()
+    dense = perplexities(args, args.model)
+    show({"pattern": "dense"} | dense)
+    with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as home:
+        folders = {
+            pattern: Path(home) / pattern.replace(":", "of").replace("%", "percent") for pattern in args.patterns
+        }
+        qualities = {pattern: quality(args, pattern, folder) for pattern, folder in folders.items()}
+        rows = []
+        for pattern, folder in folders.items():
+            rows.append({"pattern": pattern} | qualities[pattern] | speed(folder, args.rounds))
+            show(rows[-1])
+    if args.plot:
+        draw(rows, dense, args.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Models side by side, as they were measured."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from rich.table import Table
+
+from secateur.evaluate.comparison import Comparison, compare
+from secateur.evaluate.evaluation import Evaluation
+from secateur.evaluate.perplexity import Perplexity
+from secateur.evaluate.zero_shot import TaskScore
+
+
+def evaluation_table(results: Sequence[Evaluation]) -> Table:
+    """Models side by side, the first of them the dense one: a column per text and task.
+
+    Below each perplexity is its 95 % interval, then the rise against the dense model and the interval of that, then
+    the share of the second model's rise that was prevented. Of each task the first metric is shown, with its standard
+    error.
+    """
+    first = results[0]
+    tasks = _shown(first.tasks)
+    table = Table(show_lines=any(result.texts for result in results))
+    table.add_column("model", overflow="fold")
+    for text in first.texts:
+        stride = f" every {text.stride}" if text.stride < text.window else ""
+        table.add_column(f"perplexity on {text.data}\n{text.windows} × {text.window}{stride}", justify="right")
+    for task in tasks:
+        table.add_column(f"{task.task}\n{task.metric}, %", justify="right")
+    if len(tasks) > 1:
+        table.add_column("mean", justify="right")
+    for result, row in zip(results, compare(results), strict=True):
+        texts = [_perplexity(*each) for each in zip(result.texts, row, strict=True)]
+        scores = _shown(result.tasks)
+        mean = [f"{100 * fmean(task.score for task in scores):.1f}"] if len(scores) > 1 else []
+        table.add_row(result.model, *texts, *map(_score, scores), *mean)
+    return table
+
+
+def _perplexity(text: Perplexity, against: Comparison | None) -> str:
+    lines = [f"{text.perplexity:,.2f}"]
+    if text.low is not None and text.high is not None:
+        lines.append(f"{text.low:,.2f} – {text.high:,.2f}")
+    if against:
+        between = f" ({against.rise_low:,.0%} – {against.rise_high:,.0%})" if against.rise_low is not None else ""
+        lines.append(f"{against.rise:+,.1%}{between}")
+        if against.prevented is not None:
+            lines.append(f"{against.prevented:,.0%} prevented")
+    return "\n".join(lines)
+
+
+def _shown(scores: Sequence[TaskScore]) -> list[TaskScore]:
+    """The first metric of each task that is not part of a group."""
+    firsts: dict[str, TaskScore] = {}
+    for score in scores:
+        if score.part_of is None:
+            firsts.setdefault(score.task, score)
+    return list(firsts.values())
+
+
+def _score(task: TaskScore) -> str:
+    error = f" ± {100 * task.standard_error:.1f}" if task.standard_error is not None else ""
+    return f"{100 * task.score:.1f}{error}"

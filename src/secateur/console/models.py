@@ -1,0 +1,105 @@
+"""What became of a model: pruned, verified, packed; and what its linears are."""
+
+import re
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from secateur.formats.packing import Packing
+from secateur.inspection import Inspection
+from secateur.layers import FEWEST_TOKENS
+from secateur.verification import Verdict
+
+# Ways to fold, the freest last.
+_FOLDS = ("unordered", "exact", "gather", "none")
+
+
+def pruning_table(manifest: dict[str, Any]) -> Table:
+    """The layers of a ``secateur.json``, one row per kind, averaged over blocks.
+
+    For an N:M pattern the retained score is also given as a share of what unstructured sparsity retains,
+    and with ``compare_folds`` the same for every way to fold, so that the price of each is visible.
+    """
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for layer in manifest["layers"]:
+        kind = re.split(r"\.\d+\.", layer["name"])[-1]  # what follows the number of the block
+        kinds.setdefault(kind, []).append(layer)
+    folds = sorted(manifest["layers"][0]["folds"], key=_FOLDS.index)
+    columns: dict[str, Callable[[dict[str, Any]], float]] = {"score retained": lambda x: x["retained"]}
+    if manifest["recipe"]["pattern"]:
+        columns["of unstructured"] = lambda x: x["retained"] / x["unstructured"]
+    columns |= {f"… {fold}": lambda x, fold=fold: x["folds"][fold] / x["unstructured"] for fold in folds}  # type: ignore[misc]
+    if manifest["calibration"]:
+        columns["output error"] = lambda x: x["relative_error"]
+    table = Table(title=f"{manifest['method']}: {manifest['sparsity']:.1%} of the pruned weights are zero")
+    table.add_column("layers")
+    for column in ("number", "shape", *columns):
+        table.add_column(column, justify="right")
+    for kind, layers in [*kinds.items(), ("all", manifest["layers"])]:
+        shape = "×".join(map(str, layers[0]["shape"])) if kind != "all" else ""
+        found = [[value(layer) for layer in layers if value(layer) is not None] for value in columns.values()]
+        means = [f"{fmean(values):.3f}" if values else "" for values in found]
+        table.add_row(kind, str(len(layers)), shape, *means, end_section=kind == list(kinds)[-1])
+    return table
+
+
+def pruning_notes(manifest: dict[str, Any]) -> list[str]:
+    """What a reader of the table should know besides: what the guard kept, and layers that saw too little."""
+    layers, notes = manifest["layers"], []
+    for step in dict.fromkeys(trial["step"] for trial in manifest["guard"]):
+        trials = [trial for trial in manifest["guard"] if trial["step"] == step]
+        change = fmean(trial["after"] / trial["before"] - 1 for trial in trials if trial["before"])
+        kept = sum(trial["kept"] for trial in trials)
+        notes.append(
+            f"{step}: kept for {kept} of {len(trials)} reader groups; tried, it changes the error of the block's "
+            f"output on {manifest['calibration']['held_out']} held-out samples by {change:+.1%} on average"
+        )
+    if short := [layer for layer in layers if layer["tokens"] is not None and layer["tokens"] < layer["shape"][1]]:
+        notes.append(f"{len(short)} linears have more input channels than calibration tokens: take more samples")
+    if blind := [layer for layer in layers if layer["score"] != manifest["recipe"]["score"]]:
+        notes.append(
+            f"{len(blind)} linears saw fewer than {FEWEST_TOKENS} calibration tokens, and were pruned by their weights "
+            f"alone (ri): {', '.join(layer['name'] for layer in blind[:3])}{' …' if len(blind) > 3 else ''}"
+        )
+    if dead := [layer for layer in layers if layer["dead_channels"]]:
+        channels = sum(layer["dead_channels"] for layer in dead)
+        notes.append(f"{len(dead)} linears have input channels that were zero at every token, {channels} in all")
+    return notes
+
+
+def verdict_text(verdict: Verdict) -> Text:
+    """What was checked, or what failed."""
+    if not verdict.passed:
+        lines = [f"{check}: {len(where)} failed, {', '.join(where[:3])}" for check, where in verdict.failures.items()]
+        return Text(f"{verdict.model} FAILED\n" + "\n".join(lines), style="bold red")
+    measured = verdict.logit_difference
+    lines = [*verdict.checked, *([f"largest difference of a logit: {measured:.1e} of the largest"] if measured else [])]
+    return Text(f"{verdict.model}: " + "; ".join(lines))
+
+
+def layers_table(found: Inspection) -> Table:
+    """Every linear of a checkpoint."""
+    table = Table(title=f"{found.model}: {len(found.layers)} linears, family {found.family}")
+    for column in ("layer", "shape", "dtype", "sparsity", "N:M", "reads", "writes"):
+        table.add_column(column, justify="right" if column in ("shape", "sparsity", "N:M") else "left", overflow="fold")
+    for layer in found.layers:
+        shape = "×".join(map(str, layer.shape))
+        spaces = (layer.reads or "", layer.writes or "")
+        table.add_row(layer.name, shape, layer.dtype, f"{layer.sparsity:.1%}", layer.pattern or "", *spaces)
+    return table
+
+
+def packing_text(packing: Packing) -> Text:
+    """What packing saved."""
+
+    def change(before: int, after: int) -> str:
+        return f"{before / 1e6:,.1f} MB → {after / 1e6:,.1f} MB ({after / before:.4f})"
+
+    return Text(
+        f"{packing.linears} linears{' as int8' if packing.int8 else ''}: "
+        f"{change(packing.dense_bytes, packing.packed_bytes)}; "
+        f"all tensors: {change(packing.total_dense_bytes, packing.total_packed_bytes)}"
+    )

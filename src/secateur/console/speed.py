@@ -1,0 +1,165 @@
+"""How fast a model is, or could be."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from secateur.benchmark.plan import Plan
+from secateur.benchmark.running import Benchmark
+from secateur.benchmark.timing import OVERALL, Measurement, Spread
+from secateur.runtime.choosing import BUCKETS, DENSE, Choice
+from secateur.runtime.generation import Generation
+
+
+def speed_text(result: Generation) -> Text:
+    """How fast it was, and by what means."""
+    rate = f"{result.tokens_per_second:,.1f} tokens/s" if result.tokens_per_second else "one token"
+    sparse = any(form != DENSE for choice in result.choices for form in choice.forms.values())
+    means = f"packed weights, {result.kernels} kernels" if result.kernels else f"{'2:4' if sparse else 'dense'} weights"
+    return Text(
+        f"{rate} after {result.prefill_seconds:.2f} s for {result.prompt_tokens} tokens of prompt "
+        f"({means}, {result.dtype}, {result.device})"
+    )
+
+
+def choices_table(choices: Sequence[Choice]) -> Table:
+    """What multiplies with 2:4 linears on a GPU, by number of tokens, with its speed and memory against dense."""
+    table = Table(title="2:4 linears: what multiplies how many tokens, and its speed against dense")
+    for column in ("shape", "number", *(f"{tokens:,}" for tokens in BUCKETS), "memory"):
+        table.add_column(column, justify="right")
+    for choice in choices:
+        times = choice.measured.times
+        cells = [
+            form if form == DENSE else f"{form} {times[tokens][DENSE] / times[tokens][form]:.2f}×"
+            for tokens, form in choice.forms.items()
+        ]
+        shape = "×".join(map(str, choice.shape)) + (" + bias" if choice.bias else "")
+        table.add_row(shape, str(choice.layers), *cells, f"{choice.memory:.2f}×")
+    refused = {f"not used: {name}: {why}": None for x in choices for name, why in x.measured.refused.items()}
+    table.caption = Text("\n".join(refused)) if refused else None
+    return table
+
+
+def modules_table(result: Benchmark) -> Table:
+    """Times of linears by kind: a section per workload, a row per kind."""
+    table = _speed_table(f"{result.linears} linears of {result.model}, all blocks, in ms", result)
+    seen = None
+    for row in result.modules:
+        if row.workload != seen:
+            table.add_row(f"[bold]{row.workload}[/]")
+            seen = row.workload
+        table.add_row(_labelled(row.kind, row), *_times(row), end_section=row.kind == OVERALL)
+    return table
+
+
+def model_table(result: Benchmark) -> Table:
+    """Times of the whole model: prefill in milliseconds, decoding in tokens per second, by batch × length."""
+    table = _speed_table(f"end to end, {result.tokens} tokens decoded after each prompt", result)
+    seen = None
+    for row in result.end_to_end:
+        work = row.workload
+        if work.phase != seen:
+            if seen:
+                table.add_section()
+            table.add_row("[bold]prefill, ms[/]" if work.phase == "prefill" else "[bold]decode, tokens/s[/]")
+            seen = work.phase
+        if work.phase == "prefill":
+            cells = _times(row)
+        else:
+            cells = [
+                *(_spread(_rate(work.tokens, seconds)) for seconds in (row.dense, row.sparse)),
+                _spread(row.speedup),
+            ]
+        table.add_row(_labelled(work.size, row), *cells)
+    return table
+
+
+def _speed_table(title: str, result: Benchmark) -> Table:
+    table = Table("", title=title)
+    for column in ("dense bfloat16", f"packed {result.values}", "times as fast"):
+        table.add_column(column, justify="right")
+    return table
+
+
+def _labelled(label: str, row: Measurement) -> str:
+    return f"{label} [bold red]slower[/]" if row.is_slower else label
+
+
+def _rate(tokens: int, seconds: Spread) -> Spread:
+    return Spread(tokens / seconds.high, tokens / seconds.median, tokens / seconds.low)
+
+
+def _times(row: Measurement) -> list[str]:
+    spreads = (Spread(1e3 * x.low, 1e3 * x.median, 1e3 * x.high) for x in (row.dense, row.sparse))
+    return [*map(_spread, spreads), _spread(row.speedup)]
+
+
+def _spread(x: Spread) -> str:
+    """The median, and quartiles in brackets, with three digits or all before the point."""
+
+    def digits(value: float) -> str:
+        return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+    return f"{digits(x.median)} [dim]({digits(x.low)}–{digits(x.high)})[/]"
+
+
+def benchmark_notes(result: Benchmark) -> list[str]:
+    """Where packed weights were slower, and what one must know to read the tables."""
+    slower: dict[str, list[str]] = {}
+    for row in result.slower:
+        slower.setdefault(str(row.workload), []).append(f"{row.kind} {row.speedup.median:.2f}×")
+    notes = [f"slower than dense in {work}: {', '.join(rows)}" for work, rows in slower.items()]
+    if not slower:
+        notes.append("packed weights were nowhere slower than dense ones")
+    if result.left_dense:
+        notes.append(
+            f"{result.left_dense} pruned linears ran dense on both sides, and only count end to end: "
+            "transposed weights, and experts among dense ones, are not run packed"
+        )
+    notes.append(
+        f"the linears take {result.dense_bytes / 1e6:,.1f} MB dense, {result.packed_bytes / 1e6:,.1f} MB packed; "
+        f"{result.kernels} kernels, {result.machine}; medians of {result.rounds} rounds, quartiles in brackets"
+    )
+    return notes
+
+
+def plan_tables(result: Plan) -> list[Table]:
+    """What a model would take, and how fast it could be."""
+    sizes = Table(title=f"{result.model} at {result.pattern}, in MB")
+    for column in ("linears", "number", "shapes", "bfloat16", "packed", "packed int8"):
+        sizes.add_column(column, justify="left" if column in ("linears", "shapes") else "right")
+    for row in result.kinds:
+        shapes = "\n".join(f"{rows}×{columns}" for rows, columns in row.shapes)
+        cells = _shrinking(row.size.dense, row.size.bfloat16, row.size.int8)
+        sizes.add_row(row.kind, str(row.linears), shapes, *cells, end_section=row is result.kinds[-1])
+    sizes.add_row("whole model", "", "", *_shrinking(*(bound.model_bytes for bound in result.bounds)))
+    bounds = Table(title="generating text, one sequence at a time")
+    for column in ("weights", "MB per token", "GB/s", "tokens/s at most", "times dense, by bytes"):
+        bounds.add_column(column, justify="left" if column == "weights" else "right")
+    for bound in result.bounds:
+        name = {"dense": "bfloat16", "bfloat16": "packed", "int8": "packed int8"}[bound.weights]
+        numbers = f"{bound.token_bytes / 1e6:,.1f}", f"{bound.read_rate / 1e9:.1f}", f"{bound.tokens_per_second:,.1f}"
+        bounds.add_row(name, *numbers, f"{bound.by_bytes:.2f}")
+    return [sizes, bounds]
+
+
+def _shrinking(dense: int, *packed: int) -> list[str]:
+    """Bytes in MB, and as shares of the dense ones."""
+    return [f"{dense / 1e6:,.1f}", *(f"{part / 1e6:,.1f} ({part / dense:.4f})" for part in packed)]
+
+
+def plan_notes(result: Plan) -> list[str]:
+    """How the tables are meant."""
+    notes = [
+        "bytes depend on the share of weights that are kept, not on where they lie: 2:4, 16:32 and 50 % take the same",
+        "tokens/s are bounds from above: the bytes of the weights over the rate at which so many are read here, as "
+        f"measured ({result.machine}), without KV cache and arithmetic; "
+        "where dense products stay below their bound, packing gains more than the bytes say",
+    ]
+    if result.dense_linears:
+        notes.append(
+            f"{result.dense_linears} linears, whose weights are transposed, are stored packed but run dense: "
+            "MB per token count them so"
+        )
+    return notes
