@@ -89,7 +89,7 @@ def evaluate(
     def one(name: str) -> Evaluation:
         with local_folder(name) as folder:
             tokenizer = Source(folder).tokenizer()
-            model = load(folder)
+            model = load(folder, device=chosen)
         precision = choose_dtype(dtype, model.dtype, chosen)
         model.to(chosen, precision)
         perplexities = [
