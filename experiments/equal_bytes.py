@@ -46,7 +46,7 @@ def speed(folder: Path, rounds: int) -> Row:
     """What the packed linears of a pruned model take, and how fast they decode one token."""
     row: Row = {}
     for int8 in (False, True):
-        bench = secateur.bench(folder, batch=(1,), length=(16,), tokens=1, rounds=rounds, int8=int8)
+        bench = secateur.bench(folder, batch=(1,), length=(16,), tokens=1, rounds=rounds, int8=int8, device="cpu")
         (overall,) = (x for x in bench.modules if x.kind == OVERALL and x.workload.phase == "decode")
         spread = overall.speedup
         row[f"{bench.values} bytes"] = round(bench.packed_bytes / bench.dense_bytes, 4)

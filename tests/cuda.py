@@ -12,6 +12,25 @@ TYPES = [torch.bfloat16, torch.float16]
 TWO_OF_FOUR = NM(2, 4)
 
 
+class AsGPU(str):
+    """A device that models can be moved to, and that counts as a GPU."""
+
+    type = "cuda"
+
+    def __str__(self):
+        return self.type
+
+
+def pretend(dense, sparse):
+    """A clock that shows, by the number of tokens, one time for dense products and another for sparse ones."""
+
+    def milliseconds(products):
+        rows, form, _ = products[0].args
+        return (sparse if isinstance(form, SparseSemiStructuredTensor) else dense)(len(rows))
+
+    return milliseconds
+
+
 def pruned(rows, columns, dtype=torch.bfloat16, pattern=TWO_OF_FOUR, device="cpu", seed=0):
     """A random weight of that pattern, with some groups that keep fewer."""
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))

@@ -3,7 +3,6 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.sparse import SparseSemiStructuredTensor
 
 import secateur
 from secateur.errors import InputError
@@ -13,7 +12,7 @@ from secateur.runtime.choosing import BUCKETS
 from secateur.runtime.semi_structured import BACKENDS, SemiStructuredLinear, compress, multiply
 from secateur.runtime.sparse_linear import SparseLinear
 from tests import pico
-from tests.cuda import needs_gpu, pruned
+from tests.cuda import AsGPU, needs_gpu, pretend, pruned
 
 
 def linears(number=1, rows=64, columns=128):
@@ -21,16 +20,6 @@ def linears(number=1, rows=64, columns=128):
     for seed, linear in enumerate(made):
         linear.weight.data = pruned(rows, columns, seed=seed)
     return made
-
-
-def pretend(dense, sparse):
-    """A clock that shows, by the number of tokens, one time for dense products and another for sparse ones."""
-
-    def milliseconds(products):
-        rows, form, _ = products[0].args
-        return (sparse if isinstance(form, SparseSemiStructuredTensor) else dense)(len(rows))
-
-    return milliseconds
 
 
 def test_the_clock_leaves_out_warm_ups_and_odd_rounds(monkeypatch):
@@ -165,12 +154,6 @@ def test_only_what_can_be_compressed_takes_part(tmp_path, kernels):
         accelerate(model, pretend(lambda tokens: 1.0, lambda tokens: 0.5))
         kinds = [type(module) for module in model.modules()]
         assert kinds.count(SemiStructuredLinear) == (12 if name == "mixtral" else 0)
-
-
-class AsGPU(str):
-    """A device that models can be moved to, and that counts as a GPU."""
-
-    type = "cuda"
 
 
 @pytest.mark.parametrize("name", ["pruned", "packed"])

@@ -40,7 +40,7 @@ ORDER = [
     {"evaluate.perplexity", "evaluate.zero_shot"},
     {"evaluate.evaluation"},
     {"runtime.generation", "pipeline", "evaluate.comparison", "inspection", "verification"},
-    {"benchmark.kinds", "benchmark.machine", "benchmark.timing"},
+    {"benchmark.kinds", "benchmark.machine", "benchmark.timing", "benchmark.continuation"},
     {"benchmark.plan", "benchmark.sides"},
     {"benchmark.running"},
     {"benchmark.plot"},

@@ -10,10 +10,11 @@ import torch
 
 import secateur
 from secateur import console
+from secateur.benchmark.continuation import Continuation
 from secateur.benchmark.kinds import kind_of
-from secateur.benchmark.machine import this_machine
+from secateur.benchmark.machine import CPU, this_machine
 from secateur.benchmark.plot import check_plot, draw
-from secateur.benchmark.running import END_TO_END, Benchmark, Continuation
+from secateur.benchmark.running import END_TO_END, Benchmark
 from secateur.benchmark.sides import SIDES, pairs_of, put
 from secateur.benchmark.timing import OVERALL, Measurement, Spread, Workload, measurement, with_overall
 from secateur.checkpoint import Source
@@ -27,7 +28,7 @@ from tests import pico
 needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiler built the kernels")
 # Families whose linears are not transposed.
 RUN_PACKED = [name for name in pico.ALL if name != "gpt2"]
-SMALL: dict[str, Any] = {"batch": (1, 2), "length": (3, 20), "tokens": 2, "rounds": 2}
+SMALL: dict[str, Any] = {"batch": (1, 2), "length": (3, 20), "tokens": 2, "rounds": 2, "device": "cpu"}
 
 
 def save_sparse(name, folder, dtype=torch.bfloat16):
@@ -44,7 +45,7 @@ def save_sparse(name, folder, dtype=torch.bfloat16):
 def pairs(folder, int8=False):
     """The model, its pairs, and the number of linears that cannot run packed."""
     model, skeleton = secateur.load(folder, torch.bfloat16), Source(folder).skeleton(torch.bfloat16)
-    return model, *pairs_of(model, blocks_of(skeleton, family_of(skeleton)), int8)
+    return model, *pairs_of(model, blocks_of(skeleton, family_of(skeleton)), CPU, int8)
 
 
 # ---------------------------------------------------------------- kinds
@@ -178,6 +179,7 @@ def made_up(*slower: str) -> Benchmark:
         dense_bytes=100,
         packed_bytes=50,
         kernels="AVX2",
+        choices=[],
         machine=this_machine(),
         rounds=3,
         tokens=2,
@@ -218,8 +220,8 @@ def run(*words):
 def test_bench_prints_tables_or_one_json_document(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(console.out, "width", 120)
     folder = save_sparse("llama-gqa-tied", tmp_path / "sparse")
-    line = ["bench", folder, "--batch", 1, 2, "--length", 3, 20, "--tokens", 2, "--rounds", 2, "--quiet"]
-    assert run(*line, "--json", "--int8", "--plot", tmp_path / "p.svg") == 0
+    line = ["bench", folder, "--batch", 1, 2, "--length", 3, 20, "--tokens", 2, "--rounds", 2, "--device", "cpu"]
+    assert run(*line, "--quiet", "--json", "--int8", "--plot", tmp_path / "p.svg") == 0
     assert (tmp_path / "p.svg").stat().st_size
     document = json.loads(capsys.readouterr().out)
     result = msgspec.convert(document, Benchmark)
@@ -231,7 +233,7 @@ def test_bench_prints_tables_or_one_json_document(tmp_path, capsys, monkeypatch)
     assert found == [(*work, kind) for work in works for kind in ("Q/K/V/Out", "Up/Gate", "Down", OVERALL)]
     ends = {(row.workload.phase, row.workload.batch, row.workload.length) for row in result.end_to_end}
     assert ends == {(phase, *size) for phase in ("decode", "prefill") for size in sizes}
-    assert run(*line) == 0
+    assert run(*line, "--quiet") == 0
     shown = " ".join(capsys.readouterr().out.split())
     for words in ("overall", "end to end", "tokens/s", "threads" if torch.get_num_threads() > 1 else "1 thread"):
         assert words in shown
@@ -253,9 +255,9 @@ def test_what_cannot_be_measured(tmp_path):
         with pytest.raises(InputError, match="from 1 on"):
             secateur.bench(sparse, **SMALL | options)
     with pytest.raises(InputError, match="at least 2"):
-        secateur.bench(sparse, rounds=1)
+        secateur.bench(sparse, rounds=1, device="cpu")
     with pytest.raises(InputError, match="takes 128 tokens, and 120 \\+ 9 are more"):
-        secateur.bench(sparse, length=(120,), tokens=9)
+        secateur.bench(sparse, length=(120,), tokens=9, device="cpu")
     with pytest.raises(InputError, match="nothing sparse to measure: prune it first"):
         secateur.bench(pico.save("llama-mha", tmp_path / "dense"), **SMALL)
     with pytest.raises(InputError, match="nothing sparse to measure: its 12 pruned linears run dense"):
@@ -268,8 +270,11 @@ def test_what_cannot_be_measured(tmp_path):
         (["--plot", "picture.txt"], "not the name of a picture"),
         (["--plot", "missing/picture.svg"], "no folder missing"),
         (["--plan", "--plot", "p.svg"], "--plan has no --plot"),
+        (["--plan", "--device", "cuda"], "--plan has no --device cuda"),
         (["--pattern", "2:4"], "are for --plan"),
         (["--sparsity", "0.5"], "are for --plan"),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (["--device", "meta"], "nothing runs sparse on meta"),
     ],
 )
 def test_options_are_refused_before_the_model_is_read(words, message, capsys):

@@ -11,6 +11,7 @@ import torch
 # A pass over so many bytes says how fast any number is read; more would only take longer.
 MOST_BYTES = 1 << 30
 _PASSES = 15
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -18,22 +19,26 @@ class Machine:
     """Where something was measured.
 
     Attributes:
+        gpu: what it calls itself, or None where the processor computed.
         processor: what it calls itself.
         threads: how many of its threads torch and the kernels use (``OMP_NUM_THREADS``).
         torch: the version of torch.
     """
 
+    gpu: str | None
     processor: str
     threads: int
     torch: str
 
     def __str__(self) -> str:
-        return f"{self.processor}, {self.threads} thread{'' if self.threads == 1 else 's'}, torch {self.torch}"
+        where = f"{self.gpu} with {self.processor}" if self.gpu else self.processor
+        return f"{where}, {self.threads} thread{'' if self.threads == 1 else 's'}, torch {self.torch}"
 
 
-def this_machine() -> Machine:
-    """The machine that this runs on, as torch is set now."""
-    return Machine(_processor(), torch.get_num_threads(), torch.__version__)
+def this_machine(device: torch.device = CPU) -> Machine:
+    """The machine that this runs on, as torch is set now, for what runs on ``device``."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return Machine(gpu, _processor(), torch.get_num_threads(), torch.__version__)
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from secateur.benchmark.running import END_TO_END, Benchmark
 from secateur.benchmark.timing import OVERALL, Measurement
 from secateur.errors import InputError
+from secateur.runtime.choosing import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,11 +63,13 @@ def draw(benchmark: Benchmark, file: Path) -> None:
         panel.set_yticks(range(len(lines)), [label for label, _ in lines], fontsize=8)
         for tick, (_, row) in zip(panel.get_yticklabels(), lines, strict=True):
             tick.set_fontweight("normal" if row else "bold")
-    hollow = "; hollow: slower than dense" if benchmark.slower else ""
+    remarks = "; hollow: slower than dense" if benchmark.slower else ""
+    if any(DENSE in choice.forms.values() for choice in benchmark.choices):
+        remarks += "; for some numbers of tokens some linears are dense on both sides"
     figure.suptitle(
-        f"{benchmark.model}: packed {benchmark.values} weights, times as fast as dense bfloat16\n"
+        f"{benchmark.model}: {benchmark.form} {benchmark.values} weights, times as fast as dense bfloat16\n"
         f"{benchmark.machine}, {benchmark.kernels} kernels\n"
-        f"medians and quartiles of {benchmark.rounds} rounds{hollow}",
+        f"medians and quartiles of {benchmark.rounds} rounds{remarks}",
         fontsize=9,
     )
     figure.savefig(file, dpi=160)

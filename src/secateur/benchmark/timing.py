@@ -1,9 +1,12 @@
 """Times of dense and sparse weights, taken in turn, and what they say."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
 
 Phase = Literal["decode", "prefill"]
 
@@ -55,13 +58,13 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One pass of dense weights against one of the same weights packed.
+    """One pass of dense weights against one of the same weights in their sparse form.
 
     Attributes:
         kind: which linears ran, in all blocks; ``overall`` for all of them; or ``end to end`` for the model.
         workload: on what.
         dense: seconds of a pass with dense weights.
-        sparse: seconds of a pass with packed weights.
+        sparse: seconds of a pass with sparse ones.
         speedup: dense over sparse within a round.
     """
 
@@ -73,8 +76,29 @@ class Measurement:
 
     @property
     def is_slower(self) -> bool:
-        """Whether packed weights took longer, in most rounds."""
+        """Whether sparse weights took longer, in most rounds."""
         return self.speedup.median < 1
+
+
+# Runs some work, and gives the seconds that it took.
+Stopwatch = Callable[[Callable[[], object]], float]
+
+
+def stopwatch(device: torch.device) -> Stopwatch:
+    """A watch for work on ``device``, launching included; a GPU begins idle, and must have finished at the end."""
+
+    def settle() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def seconds(work: Callable[[], object]) -> float:
+        settle()
+        began = time.perf_counter()
+        work()
+        settle()
+        return time.perf_counter() - began
+
+    return seconds
 
 
 # Seconds of a pass, round by round: dense and sparse.

@@ -8,7 +8,7 @@ from rich.text import Text
 from secateur.benchmark.plan import Plan
 from secateur.benchmark.running import Benchmark
 from secateur.benchmark.timing import OVERALL, Measurement, Spread
-from secateur.runtime.choosing import BUCKETS, DENSE, Choice
+from secateur.runtime.choosing import BUCKETS, DENSE, Choice, nearest
 from secateur.runtime.generation import Generation
 
 
@@ -34,11 +34,14 @@ def choices_table(choices: Sequence[Choice]) -> Table:
             form if form == DENSE else f"{form} {times[tokens][DENSE] / times[tokens][form]:.2f}×"
             for tokens, form in choice.forms.items()
         ]
-        shape = "×".join(map(str, choice.shape)) + (" + bias" if choice.bias else "")
-        table.add_row(shape, str(choice.layers), *cells, f"{choice.memory:.2f}×")
+        table.add_row(_shape(choice), str(choice.layers), *cells, f"{choice.memory:.2f}×")
     refused = {f"not used: {name}: {why}": None for x in choices for name, why in x.measured.refused.items()}
     table.caption = Text("\n".join(refused)) if refused else None
     return table
+
+
+def _shape(choice: Choice) -> str:
+    return "×".join(map(str, choice.shape)) + (" + bias" if choice.bias else "")
 
 
 def modules_table(result: Benchmark) -> Table:
@@ -77,7 +80,7 @@ def model_table(result: Benchmark) -> Table:
 
 def _speed_table(title: str, result: Benchmark) -> Table:
     table = Table("", title=title)
-    for column in ("dense bfloat16", f"packed {result.values}", "times as fast"):
+    for column in ("dense bfloat16", f"{result.form} {result.values}", "times as fast"):
         table.add_column(column, justify="right")
     return table
 
@@ -105,22 +108,33 @@ def _spread(x: Spread) -> str:
 
 
 def benchmark_notes(result: Benchmark) -> list[str]:
-    """Where packed weights were slower, and what one must know to read the tables."""
+    """Where sparse weights were slower, or the same as dense ones, and what one must know to read the tables."""
     slower: dict[str, list[str]] = {}
     for row in result.slower:
         slower.setdefault(str(row.workload), []).append(f"{row.kind} {row.speedup.median:.2f}×")
     notes = [f"slower than dense in {work}: {', '.join(rows)}" for work, rows in slower.items()]
     if not slower:
-        notes.append("packed weights were nowhere slower than dense ones")
+        notes.append(f"{result.form} weights were nowhere slower than dense ones")
+    notes += _same_on_both_sides(result)
     if result.left_dense:
-        notes.append(
-            f"{result.left_dense} pruned linears ran dense on both sides, and only count end to end: "
-            "transposed weights, and experts among dense ones, are not run packed"
-        )
+        what = "transposed weights, and experts among dense ones, are not run packed"
+        if result.choices:
+            what = "on a GPU only 2:4 runs sparse, except experts and transposed weights"
+        notes.append(f"{result.left_dense} pruned linears ran dense on both sides, and only count end to end: {what}")
     notes.append(
-        f"the linears take {result.dense_bytes / 1e6:,.1f} MB dense, {result.packed_bytes / 1e6:,.1f} MB packed; "
-        f"{result.kernels} kernels, {result.machine}; medians of {result.rounds} rounds, quartiles in brackets"
+        f"the linears take {result.dense_bytes / 1e6:,.1f} MB dense, {result.packed_bytes / 1e6:,.1f} MB {result.form}"
+        f"; {result.kernels} kernels, {result.machine}; medians of {result.rounds} rounds, quartiles in brackets"
     )
+    return notes
+
+
+def _same_on_both_sides(result: Benchmark) -> list[str]:
+    """For which linears a GPU ran the dense form against itself, workload by workload."""
+    notes = []
+    for work in dict.fromkeys(row.workload for row in result.modules):
+        same = [_shape(x) for x in result.choices if x.forms[nearest(x.forms, work.tokens)] == DENSE]
+        if same:
+            notes.append(f"dense on both sides in {work}, as chosen when the model was loaded: {', '.join(same)}")
     return notes
 
 
