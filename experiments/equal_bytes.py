@@ -19,24 +19,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from common import parser, perplexities, show, target_of
+from common import parser, perplexities, recipe_of, show, target_of
 
 import secateur
+from secateur.benchmark.plot import check_plot
 from secateur.benchmark.timing import OVERALL
 from secateur.recipe import Recipe
 
 Row = dict[str, Any]
-FAINT = "#8a8a8a"
+INK = "#1a1a1a"
 
 
 def quality(args: argparse.Namespace, pattern: str, folder: Path) -> Row:
     """The perplexities of the model pruned to ``pattern``, which is left in ``folder``."""
-    cache = folder.with_suffix(".json")
+    cache = folder.with_name(f"{folder.name}.json")
     if not folder.exists():
         cache.unlink(missing_ok=True)
-        calibration = {"calibration": args.calibration, "samples": args.samples, "length": args.length}
         preset = Recipe.load(args.recipe).to_dict() | {"pattern": None, "sparsity": None}
-        secateur.prune(args.model, folder, Recipe.from_dict(preset | target_of(pattern) | calibration))
+        secateur.prune(args.model, folder, recipe_of(args, **preset | target_of(pattern)))
     if not cache.exists():
         cache.write_text(json.dumps(perplexities(args, folder)), encoding="utf-8")
     return json.loads(cache.read_text(encoding="utf-8"))
@@ -59,23 +59,25 @@ def draw(rows: list[Row], dense: Row, file: Path) -> None:
     from matplotlib.figure import Figure
 
     texts = [key for key in dense if key.startswith("perplexity")]
-    figure = Figure(figsize=(4.6 * len(texts), 3.4), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(texts), 3.2), layout="constrained")
     for panel, text in zip(figure.subplots(1, len(texts), squeeze=False)[0], texts, strict=True):
-        panel.axhline(dense[text], color=FAINT, linewidth=1)
-        panel.annotate(
-            "dense", (1, dense[text]), xytext=(0, 3), textcoords="offset points", color="#6a6a6a", fontsize=8
-        )
-        for row in rows:
-            low, median, high = row["bfloat16 speed-up"]
-            panel.errorbar(median, row[text], xerr=[[median - low], [high - median]], fmt="o", color="#1a1a1a", ms=5)
-            panel.annotate(row["pattern"], (median, row[text]), xytext=(6, 4), textcoords="offset points", fontsize=9)
-        panel.set_xlim(left=1)
+        points = [("dense", [1, 1, 1], dense[text])]
+        points += [(row["pattern"], row["bfloat16 speed-up"], row[text]) for row in rows]
+        for name, (low, median, high), perplexity in points:
+            panel.plot([low, high], [perplexity, perplexity], color=INK, linewidth=1.2)
+            panel.plot(median, perplexity, "o", color=INK, markersize=4, markerfacecolor="white" if low == 1 else INK)
+            beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+            panel.annotate(f"{name}  {perplexity:.0f}", (high, perplexity), **beside)
+        least, most = min(low for _, (low, *_), _ in points), max(high for _, (*_, high), _ in points)
+        panel.set_xlim(0.9 * least, 1.25 * most)
         panel.set_ylim(bottom=0)
-        panel.set_xlabel("decode of the pruned linears, times as fast as dense bfloat16", fontsize=8)
-        panel.set_title(text, loc="left", fontsize=9)
+        panel.set_xlabel("decode of the pruned linears, times as fast as dense", fontsize=8)
+        source = text.removeprefix("perplexity ").partition(":")[0]
+        panel.set_title(f"perplexity, {Path(source).stem}", loc="left", fontsize=9)
+        panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    share = rows[0]["bfloat16 bytes"]
-    figure.suptitle(f"50 % sparse, {share:.4g} of the dense bytes each: looser patterns are better models", fontsize=10)
+    shares = sorted({row["bfloat16 bytes"] for row in rows})
+    figure.suptitle(f"packed, {' to '.join(f'{share:.4g}' for share in shares)} of the dense bytes", fontsize=9)
     figure.savefig(file)
 
 
@@ -87,6 +89,8 @@ def main() -> None:
     arguments.add_argument("--keep", type=Path, help="keep models and perplexities here, and use those that are there")
     arguments.add_argument("--plot", type=Path)
     args = arguments.parse_args()
+    if args.plot:
+        check_plot(args.plot)
     dense = perplexities(args, args.model)
     show({"pattern": "dense"} | dense)
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as home:

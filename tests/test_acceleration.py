@@ -127,6 +127,28 @@ def test_a_model_stays_as_it_is_where_dense_is_faster(folders, kernels):
     assert dict(model.named_modules()) == modules
 
 
+def test_a_second_form_must_leave_memory_for_the_rest(folders, kernels, monkeypatch):
+    clock = pretend(lambda tokens: 1.0, lambda tokens: 2.0 if tokens < 16 else 0.5)
+    (choice, *_) = accelerate(secateur.load(folders / "pruned"), clock)
+    beside = choice.layers * choice.measured.nbytes["cusparselt"]
+    for free, accelerated in ((2 * beside, True), (2 * beside - 2, False)):
+        monkeypatch.setattr("secateur.runtime.acceleration.free_memory", lambda linears, free=free: free)
+        (choice, *_) = accelerate(secateur.load(folders / "pruned"), clock)
+        assert ("cusparselt" in choice.forms.values()) == accelerated
+        assert ("too little memory" in choice.measured.refused.get("cusparselt", "")) != accelerated
+    # In the place of the dense weight a sparse form saves memory.
+    monkeypatch.setattr("secateur.runtime.acceleration.free_memory", lambda linears: 0)
+    (choice, *_) = accelerate(secateur.load(folders / "pruned"), pretend(lambda tokens: 1.0, lambda tokens: 0.5))
+    assert set(choice.forms.values()) == {"cusparselt"}
+
+
+def test_products_that_overflow_make_no_form_unusable_but_sparse_ones(kernels):
+    linear = nn.Linear(64, 64, bias=False, dtype=torch.float16)
+    linear.weight = nn.Parameter(pruned(64, 64, torch.float16).sign() * 60000, requires_grad=False)
+    measured = measure([linear], lambda products: 1.0)
+    assert measured.nbytes.keys() == {"dense"} and measured.refused.keys() == {"cusparselt", "cutlass"}
+
+
 def test_a_layer_that_fails_after_all_stays_dense_and_is_named(folders, kernels, monkeypatch):
     model = secateur.load(folders / "pruned")
     name = "model.layers.2.mlp.gate_proj"

@@ -6,6 +6,9 @@ import torch
 
 import secateur
 from secateur.errors import InputError
+from secateur.recipe import Recipe
+from secateur.runtime.kernels import KERNELS
+from secateur.runtime.sparse_linear import SparseLinear
 from tests import pico
 
 
@@ -29,6 +32,23 @@ def test_it_agrees_with_a_direct_computation(tmp_path, text):
     assert result.tokens == len(losses) == 18 * 49
     assert result.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
     assert result.nll == pytest.approx(math.log(result.perplexity))
+
+
+def test_a_precision_is_asked_for_when_a_model_is_loaded(tmp_path, text, monkeypatch):
+    dense = pico.save("llama-mha", tmp_path / "dense")  # float32, of which nothing runs packed
+    secateur.prune(dense, tmp_path / "pruned", Recipe(score="magnitude"))
+    secateur.pack(tmp_path / "pruned", tmp_path / "packed")
+    ran, genuine = set(), SparseLinear.forward
+
+    def forward(self, inputs):
+        ran.add(inputs.dtype)
+        return genuine(self, inputs)
+
+    monkeypatch.setattr(SparseLinear, "forward", forward)
+    (result,) = secateur.evaluate(tmp_path / "packed", text, window=50, dtype="bfloat16")
+    assert result.dtype == "bfloat16" and ran == ({torch.bfloat16} if KERNELS else set())
+    with pytest.raises(InputError, match="'int3' is not one of auto, float32"):
+        secateur.evaluate(tmp_path / "none", text, dtype="int3")
 
 
 def test_several_models_read_the_same_text(tmp_path, text):

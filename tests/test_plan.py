@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 
 import msgspec
@@ -123,9 +124,13 @@ def test_bounds_follow_from_bytes_and_rate(tmp_path):
     assert transposed.bounds[1].model_bytes < transposed.bounds[0].model_bytes
 
 
-def test_memory_is_read_at_some_rate():
-    assert read_rate(1) > 0
-    assert read_rate(1 << 20) > 0
+def test_a_rate_is_bytes_over_seconds(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr("secateur.benchmark.machine.time.perf_counter", lambda: float(next(ticks)))
+    assert read_rate(1 << 20) == 1 << 20
+    assert read_rate(1) == 1 << 12
+    monkeypatch.setattr("secateur.benchmark.machine.MOST_BYTES", 1 << 16)
+    assert read_rate(1 << 40) == 1 << 16
 
 
 def test_a_plan_survives_json(tmp_path):

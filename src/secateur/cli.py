@@ -263,12 +263,12 @@ def bench(
     model: str,
     /,
     *,
-    batch: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 8),
-    length: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (128, 512),
-    tokens: int = 32,
-    rounds: int = 7,
-    int8: bool = False,
-    device: str = "auto",
+    batch: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None,
+    length: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None,
+    tokens: int | None = None,
+    rounds: int | None = None,
+    int8: bool | None = None,
+    device: str | None = None,
     plot: Path | None = None,
     plan: Annotated[bool, Parameter(negative=())] = False,
     pattern: str | None = None,
@@ -286,17 +286,17 @@ def bench(
     model
         A pruned model, packed or not: a folder, a hub name, or a .gguf file; with --plan any model.
     batch
-        Numbers of sequences at a time.
+        Numbers of sequences at a time; by default 1 and 8.
     length
-        Tokens of a sequence before the first that is generated.
+        Tokens of a sequence before the first that is generated; by default 128 and 512.
     tokens
-        Decode so many in each round, end to end.
+        Decode so many in each round, end to end; by default 32.
     rounds
-        Take every time so often.
+        Take every time so often; by default 7.
     int8
         Round the kept weights to int8, on a CPU.
     device
-        auto (a GPU if there is one), cpu, cuda, …
+        auto (a GPU if there is one, the default), cpu, cuda, …
     plot
         Draw the result into this .svg, .png or .pdf file.
     plan
@@ -307,11 +307,12 @@ def bench(
     sparsity
         With --plan: the share of weights to remove; 0.5 if no pattern is given either.
     """
+    options = {"batch": batch, "length": length, "tokens": tokens, "rounds": rounds, "int8": int8, "device": device}
+    given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
     if plan:
-        if plot:
-            raise InputError("--plan has no --plot: it measures nothing of the model")
-        if device not in ("auto", "cpu"):
-            raise InputError(f"--plan has no --device {device}: its rates are those of the CPU")
+        if given or plot:
+            refused = ", ".join(f"--{option}" for option in [*given, *(["plot"] if plot else [])])
+            raise InputError(f"--plan has no {refused}: it measures nothing of the model")
         planned = secateur.plan(model, pattern=pattern, sparsity=sparsity)
         _show(planned, console.plan_tables(planned), console.plan_notes(planned), json)
         return
@@ -319,16 +320,7 @@ def bench(
         raise InputError("--pattern and --sparsity are for --plan: a model is measured as it was pruned")
     if plot:
         check_plot(plot)
-    result = secateur.bench(
-        model,
-        batch=batch,
-        length=length,
-        tokens=tokens,
-        rounds=rounds,
-        int8=int8,
-        device=device,
-        progress=_progress(quiet),
-    )
+    result = secateur.bench(model, **given, progress=_progress(quiet))
     tables = [console.modules_table(result), console.model_table(result)]
     if result.choices:
         tables.append(console.choices_table(result.choices))

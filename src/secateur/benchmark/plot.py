@@ -72,7 +72,11 @@ def draw(benchmark: Benchmark, file: Path) -> None:
         f"medians and quartiles of {benchmark.rounds} rounds{remarks}",
         fontsize=9,
     )
-    figure.savefig(file, dpi=160)
+    try:
+        figure.savefig(file, dpi=160)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise InputError(f"{file} cannot be written: {error}") from error
 
 
 def _lines(rows: Sequence[Measurement]) -> list[tuple[str, Measurement | None]]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from rich.markup import escape
 from rich.table import Table
 
 from secateur.evaluate.comparison import Comparison, compare
@@ -33,7 +34,7 @@ def evaluation_table(results: Sequence[Evaluation]) -> Table:
         texts = [_perplexity(*each) for each in zip(result.texts, row, strict=True)]
         scores = _shown(result.tasks)
         mean = [f"{100 * fmean(task.score for task in scores):.1f}"] if len(scores) > 1 else []
-        table.add_row(result.model, *texts, *map(_score, scores), *mean)
+        table.add_row(escape(result.model), *texts, *map(_score, scores), *mean)
     return table
 
 

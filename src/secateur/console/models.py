@@ -5,6 +5,7 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -82,7 +83,7 @@ def verdict_text(verdict: Verdict) -> Text:
 
 def layers_table(found: Inspection) -> Table:
     """Every linear of a checkpoint."""
-    table = Table(title=f"{found.model}: {len(found.layers)} linears, family {found.family}")
+    table = Table(title=escape(f"{found.model}: {len(found.layers)} linears, family {found.family}"))
     for column in ("layer", "shape", "dtype", "sparsity", "N:M", "reads", "writes"):
         table.add_column(column, justify="right" if column in ("shape", "sparsity", "N:M") else "left", overflow="fold")
     for layer in found.layers:

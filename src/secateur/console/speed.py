@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -79,7 +80,7 @@ def model_table(result: Benchmark) -> Table:
 
 
 def _speed_table(title: str, result: Benchmark) -> Table:
-    table = Table("", title=title)
+    table = Table("", title=escape(title))
     for column in ("dense bfloat16", f"{result.form} {result.values}", "times as fast"):
         table.add_column(column, justify="right")
     return table
@@ -117,7 +118,7 @@ def benchmark_notes(result: Benchmark) -> list[str]:
         notes.append(f"{result.form} weights were nowhere slower than dense ones")
     notes += _same_on_both_sides(result)
     if result.left_dense:
-        what = "transposed weights, and experts among dense ones, are not run packed"
+        what = "transposed weights, experts among dense ones, and zeros with a minus sign are not run packed"
         if result.choices:
             what = "on a GPU only 2:4 runs sparse, except experts and transposed weights"
         notes.append(f"{result.left_dense} pruned linears ran dense on both sides, and only count end to end: {what}")
@@ -140,7 +141,7 @@ def _same_on_both_sides(result: Benchmark) -> list[str]:
 
 def plan_tables(result: Plan) -> list[Table]:
     """What a model would take, and how fast it could be."""
-    sizes = Table(title=f"{result.model} at {result.pattern}, in MB")
+    sizes = Table(title=escape(f"{result.model} at {result.pattern}, in MB"))
     for column in ("linears", "number", "shapes", "bfloat16", "packed", "packed int8"):
         sizes.add_column(column, justify="left" if column in ("linears", "shapes") else "right")
     for row in result.kinds:

@@ -12,7 +12,7 @@ from secateur.errors import InputError
 from secateur.evaluate.perplexity import Perplexity, measure
 from secateur.evaluate.zero_shot import TaskScore, find_tasks, score
 from secateur.progress import Progress
-from secateur.recipe import choose_device, choose_dtype
+from secateur.recipe import DTYPES, choose_device, choose_dtype
 from secateur.runtime.loading import load
 
 
@@ -78,6 +78,8 @@ def evaluate(
             raise InputError(f"--{option} must be at least {least}, not {value}")
     if not names:
         raise InputError("there is no model to evaluate")
+    if dtype not in ("auto", *DTYPES):
+        raise InputError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if data is None and not wanted and not task_files:
         asked = ["wikitext2"]
     progress = progress or Progress()
@@ -89,9 +91,9 @@ def evaluate(
     def one(name: str) -> Evaluation:
         with local_folder(name) as folder:
             tokenizer = Source(folder).tokenizer()
-            model = load(folder, device=chosen)
+            model = load(folder, dtype, chosen)
         precision = choose_dtype(dtype, model.dtype, chosen)
-        model.to(chosen, precision)
+        model.to(precision)  # on a CPU auto computes in more than is stored
         perplexities = [
             measure(model, tokenizer, text, window=window, stride=stride, limit=limit, progress=progress, name=name)
             for text in sources

@@ -1,20 +1,23 @@
 """Give the 2:4 linears of a model on a GPU the form in which they run fastest. Not yet measured on a GPU."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from secateur.models.blocks import family_of
 from secateur.runtime.choosing import BUCKETS, DENSE, Choice, Measured, choose
 from secateur.runtime.semi_structured import BACKENDS, SemiStructuredLinear, compress, form_bytes, is_2of4, multiply
 
 # So many linears of a kind are timed in turn. A large model's are more than a GPU's cache holds, as when it runs.
 SAMPLE = 8
 WARM_UPS, ROUNDS = 2, 7
+# Of the memory that is free, forms that come on top of the dense weights may take this share; the rest is for the
+# model's activations and cache.
+SPARE_MEMORY = 0.5
 # Sums in another order differ by less, as a share of the largest output, even if parts of them are rounded to 16 bits.
 LARGEST_DIFFERENCE = 0.02
 
@@ -36,6 +39,11 @@ def cuda_milliseconds(products: Sequence[Product]) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end) / len(products))
     return median(times[WARM_UPS:])
+
+
+def free_memory(linears: Mapping[str, nn.Linear]) -> int:
+    """Bytes that are free where ``linears`` are."""
+    return torch.cuda.mem_get_info(next(iter(linears.values())).weight.device)[0]
 
 
 @torch.no_grad()
@@ -61,7 +69,8 @@ def measure(linears: Sequence[nn.Linear], milliseconds: Callable[[Sequence[Produ
     def add(name: str, forms: list[Tensor]) -> None:
         taken = {}
         for tokens, rows in inputs.items():
-            _check(rows, forms[0], linears[0])
+            if name != DENSE:
+                _check(rows, forms[0], linears[0])
             products = [partial(multiply, rows, form, linear.bias) for form, linear in zip(forms, linears, strict=True)]
             taken[tokens] = milliseconds(products)
         for tokens, each in taken.items():
@@ -82,7 +91,7 @@ def measure(linears: Sequence[nn.Linear], milliseconds: Callable[[Sequence[Produ
 def accelerate(
     model: nn.Module, milliseconds: Callable[[Sequence[Product]], float] = cuda_milliseconds
 ) -> tuple[Choice, ...]:
-    """Replace linears in the blocks of ``model`` by :class:`SemiStructuredLinear` where that is faster.
+    """Replace linears of ``model`` by :class:`SemiStructuredLinear` where that is faster.
 
     Linears are of a kind that have shape, type and bias in common; each kind is measured once. Only linears that are
     modules and 2:4 as stored take part: not experts in a stack, not transposed weights.
@@ -95,8 +104,7 @@ def accelerate(
         What was chosen for each kind.
     """
     kinds: dict[tuple[torch.Size, torch.dtype, bool], dict[str, nn.Linear]] = {}
-    path = family_of(model).blocks
-    for name, module in model.get_submodule(path).named_modules(prefix=path):
+    for name, module in model.named_modules():
         if type(module) is nn.Linear and is_2of4(module.weight):
             kind = (module.weight.shape, module.weight.dtype, module.bias is not None)
             kinds.setdefault(kind, {})[name] = module
@@ -104,6 +112,12 @@ def accelerate(
     for (shape, dtype, bias), linears in kinds.items():
         number, measured = len(linears), measure(list(linears.values())[:SAMPLE], milliseconds)
         plan = choose(measured.times, measured.nbytes)
+        sparse = set(plan.values()) - {DENSE}
+        beside = number * sum(measured.nbytes[form] for form in sparse) if DENSE in plan.values() else 0
+        if beside and beside > SPARE_MEMORY * free_memory(linears):
+            plan = dict.fromkeys(plan, DENSE)
+            refusal = dict.fromkeys(sparse, "too little memory is free to keep it beside the dense weight")
+            measured = replace(measured, refused=measured.refused | refusal)
         if set(plan.values()) != {DENSE}:
             _replace(model, linears, plan)
         precision = str(dtype).removeprefix("torch.")
@@ -120,6 +134,8 @@ def _replace(model: nn.Module, linears: dict[str, nn.Linear], plan: dict[int, st
                 form: linear.weight.detach() if form == DENSE else compress(linear.weight, form)
                 for form in dict.fromkeys(plan.values())
             }
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # though the first ones of its kind could be compressed
             warnings.warn(f"{name} stays dense: {_reason(error)}", stacklevel=3)
             continue

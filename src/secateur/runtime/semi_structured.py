@@ -41,7 +41,7 @@ def compress(weight: Tensor, backend: str) -> SparseSemiStructuredTensor:
 
     Raises:
         RuntimeError: when the backend is not there, has no kernels for this shape, type or GPU, or does not give the
-            very same weight back.
+            same weight back; −0.0 may come back as 0.0.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*prototype")
