@@ -63,11 +63,13 @@ def draw(rows: list[Row], dense: Row, file: Path) -> None:
     for panel, text in zip(figure.subplots(1, len(texts), squeeze=False)[0], texts, strict=True):
         points = [("dense", [1, 1, 1], dense[text])]
         points += [(row["pattern"], row["bfloat16 speed-up"], row[text]) for row in rows]
-        for name, (low, median, high), perplexity in points:
+        for number, (name, (low, median, high), perplexity) in enumerate(points):
             panel.plot([low, high], [perplexity, perplexity], color=INK, linewidth=1.2)
             panel.plot(median, perplexity, "o", color=INK, markersize=4, markerfacecolor="white" if low == 1 else INK)
-            beside = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-            panel.annotate(f"{name}  {perplexity:.0f}", (high, perplexity), **beside)
+            # Neighbours are labelled on opposite sides: the best ones lie close together.
+            place, side, align = (low, -5, "right") if number % 2 == 0 and number else (high, 5, "left")
+            beside = {"xytext": (side, 0), "textcoords": "offset points", "ha": align, "va": "center", "fontsize": 8}
+            panel.annotate(f"{name}  {perplexity:.0f}", (place, perplexity), **beside)
         least, most = min(low for _, (low, *_), _ in points), max(high for _, (*_, high), _ in points)
         panel.set_xlim(0.9 * least, 1.25 * most)
         panel.set_ylim(bottom=0)
