@@ -47,6 +47,8 @@ ORDER = [
     {"demo", "in_memory", "console.terminal", "console.models", "console.evaluation", "console.speed"},
     {"console"},
     {""},
+    {"cli.app"},
+    {"cli.pruning", "cli.judging", "cli.running"},
     {"cli"},
     {"__main__"},
 ]

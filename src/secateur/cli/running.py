@@ -1,0 +1,128 @@
+"""Commands that run models: generate, bench."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.table import Table
+
+import secateur
+from secateur import console
+from secateur.benchmark.plan import Plan
+from secateur.benchmark.plot import check_plot, draw
+from secateur.benchmark.running import Benchmark
+from secateur.cli.app import Json, Quiet, app, print_json, progress_for
+from secateur.errors import InputError
+
+
+@app.command
+def generate(
+    model: str, prompt: str, /, *, tokens: int = 64, dtype: str = "auto", device: str = "auto", json: Json = False
+) -> None:
+    """Continue PROMPT with MODEL, and say how many tokens a second that takes.
+
+    Parameters
+    ----------
+    model
+        A hub name, a folder, packed or not, or a .gguf file.
+    prompt
+        The text to continue.
+    tokens
+        Generate at most so many.
+    dtype
+        auto (as stored), float32, bfloat16 or float16.
+    device
+        auto (a GPU if there is one), cpu, cuda, …
+    """
+    result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype, device=device)
+    if json:
+        print_json(dataclasses.asdict(result))
+    else:
+        console.out.print(prompt + result.text, markup=False, highlight=False, soft_wrap=True)
+        if result.choices:
+            console.err.print(console.choices_table(result.choices))
+        console.err.print(console.speed_text(result))
+
+
+@app.command
+def bench(
+    model: str,
+    /,
+    *,
+    batch: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None,
+    length: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True)] = None,
+    tokens: int | None = None,
+    rounds: int | None = None,
+    int8: bool | None = None,
+    device: str | None = None,
+    plot: Path | None = None,
+    plan: Annotated[bool, Parameter(negative=())] = False,
+    pattern: str | None = None,
+    sparsity: float | None = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time pruned MODEL, sparse against the same weights dense, by kind of linear and end to end.
+
+    On a CPU sparse is packed; on a GPU it is 2:4 in the forms that generate runs (not yet measured on a GPU).
+    Dense and sparse take turns, and both compute in bfloat16. The tables give medians over rounds, and quartiles.
+
+    Parameters
+    ----------
+    model
+        A pruned model, packed or not: a folder, a hub name, or a .gguf file; with --plan any model.
+    batch
+        Numbers of sequences at a time; by default 1 and 8.
+    length
+        Tokens of a sequence before the first that is generated; by default 128 and 512.
+    tokens
+        Decode so many in each round, end to end; by default 32.
+    rounds
+        Take every time so often; by default 7.
+    int8
+        Round the kept weights to int8, on a CPU.
+    device
+        auto (a GPU if there is one, the default), cpu, cuda, …
+    plot
+        Draw the result into this .svg, .png or .pdf file.
+    plan
+        Measure no model: say from the shapes alone what MODEL would take, pruned and packed, and how fast this
+        machine's CPU could read it.
+    pattern
+        With --plan: N:M.
+    sparsity
+        With --plan: the share of weights to remove; 0.5 if no pattern is given either.
+    """
+    options = {"batch": batch, "length": length, "tokens": tokens, "rounds": rounds, "int8": int8, "device": device}
+    given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
+    if plan:
+        if given or plot:
+            refused = ", ".join(f"--{option}" for option in [*given, *(["plot"] if plot else [])])
+            raise InputError(f"--plan has no {refused}: it measures nothing of the model")
+        planned = secateur.plan(model, pattern=pattern, sparsity=sparsity)
+        _show(planned, console.plan_tables(planned), console.plan_notes(planned), json)
+        return
+    if pattern is not None or sparsity is not None:
+        raise InputError("--pattern and --sparsity are for --plan: a model is measured as it was pruned")
+    if plot:
+        check_plot(plot)
+    result = secateur.bench(model, **given, progress=progress_for(quiet))
+    tables = [console.modules_table(result), console.model_table(result)]
+    if result.choices:
+        tables.append(console.choices_table(result.choices))
+    _show(result, tables, console.benchmark_notes(result), json)
+    if plot:
+        draw(result, plot)
+
+
+def _show(result: Benchmark | Plan, tables: Sequence[Table], notes: Sequence[str], json: bool) -> None:
+    if json:
+        slower = {"slower": [dataclasses.asdict(x) for x in result.slower]} if isinstance(result, Benchmark) else {}
+        print_json(dataclasses.asdict(result) | slower)
+        return
+    for table in tables:
+        console.out.print(table)
+    for note in notes:
+        console.out.print(note, markup=False, highlight=False)
