@@ -39,11 +39,8 @@ def target_of(pattern: str) -> dict[str, str | float]:
 
 def perplexities(args: argparse.Namespace, model: str | Path) -> dict[str, float]:
     """The perplexity of ``model`` on each text, by the text's name."""
-    found = {}
-    for text in args.data:
-        (result,) = secateur.evaluate(model, text, window=args.window, limit=args.limit)
-        found[f"perplexity {text}"] = round(result.perplexity, 2)
-    return found
+    (result,) = secateur.evaluate(model, args.data, window=args.window, limit=args.limit)
+    return {f"perplexity {name}": round(text.perplexity, 2) for name, text in zip(args.data, result.texts, strict=True)}
 
 
 def prune_and_measure(args: argparse.Namespace, **setting: Any) -> tuple[dict[str, Any], dict[str, float]]:

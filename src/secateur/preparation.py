@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur import data
-from secateur.checkpoint import Source
+from secateur.checkpoint import Source, context_of
 from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.recipe import Recipe
@@ -61,7 +61,7 @@ def draw_batches(
     """
     if not recipe.needs_inputs:
         return [], 0, None
-    longest = getattr(source.config.get_text_config(), "max_position_embeddings", None)
+    longest = context_of(source.config)
     if longest is not None and recipe.length > longest:
         raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
     text = data.load_text(recipe.calibration, "calibration", recipe.samples * recipe.length)

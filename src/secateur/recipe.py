@@ -227,6 +227,12 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used here ({reason}); give auto, cpu or cuda") from None
 
 
+def check_dtype(name: str) -> None:
+    """Raise :class:`InputError` unless ``name`` is ``auto`` or one of :data:`DTYPES`."""
+    if name not in ("auto", *DTYPES):
+        raise InputError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+
+
 def choose_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The precision to compute in: by name, or float32 on a CPU and the checkpoint's own on a GPU."""
     if name != "auto":

@@ -13,7 +13,7 @@ from secateur.benchmark.continuation import Continuation
 from secateur.benchmark.machine import Machine, this_machine
 from secateur.benchmark.sides import SIDES, Pair, Side, check_device, check_sparse, pairs_of, put
 from secateur.benchmark.timing import Measurement, Stopwatch, Workload, measurement, stopwatch, with_overall
-from secateur.checkpoint import Source, local_folder
+from secateur.checkpoint import Source, context_of, local_folder
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
 from secateur.progress import Progress
@@ -112,7 +112,7 @@ def bench(
     progress = progress or Progress()
     with progress, local_folder(str(model)) as folder:
         source = Source(folder)
-        longest, limit = max(length) + tokens, getattr(source.config, "max_position_embeddings", None)
+        longest, limit = max(length) + tokens, context_of(source.config)
         if limit and longest > limit:
             raise InputError(f"{model} takes {limit} tokens, and {max(length)} + {tokens} are more")
         loaded = load(folder, torch.bfloat16, chosen)

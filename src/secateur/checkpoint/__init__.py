@@ -7,7 +7,7 @@ beside the destination, which takes its final name only when everything is in it
 
 from secateur.checkpoint.finding import convert, load_whole, local_folder, outline
 from secateur.checkpoint.layout import INDEX, MANIFEST, ORDERS, WEIGHTS
-from secateur.checkpoint.source import Source, load_into
+from secateur.checkpoint.source import Source, context_of, load_into
 from secateur.checkpoint.writer import Writer, check_destination
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Source",
     "Writer",
     "check_destination",
+    "context_of",
     "convert",
     "load_into",
     "load_whole",

@@ -167,6 +167,11 @@ def read_config(folder: Path) -> tuple[PreTrainedConfig, bool, bool]:
     return config, packed, gathers
 
 
+def context_of(config: PreTrainedConfig) -> int | None:
+    """The most tokens that a model of ``config`` takes, or None where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The model of ``config`` with parameters on the meta device and buffers on ``device``, in eval mode."""
     with torch.device(device), init_empty_weights(include_buffers=False):

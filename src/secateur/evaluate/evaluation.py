@@ -12,7 +12,7 @@ from secateur.errors import InputError
 from secateur.evaluate.perplexity import Perplexity, measure
 from secateur.evaluate.zero_shot import TaskScore, find_tasks, score
 from secateur.progress import Progress
-from secateur.recipe import DTYPES, choose_device, choose_dtype
+from secateur.recipe import check_dtype, choose_device, choose_dtype
 from secateur.runtime.loading import load
 
 
@@ -78,8 +78,7 @@ def evaluate(
             raise InputError(f"--{option} must be at least {least}, not {value}")
     if not names:
         raise InputError("there is no model to evaluate")
-    if dtype not in ("auto", *DTYPES):
-        raise InputError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    check_dtype(dtype)
     if data is None and not wanted and not task_files:
         asked = ["wikitext2"]
     progress = progress or Progress()

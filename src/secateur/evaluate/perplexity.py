@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur import data
+from secateur.checkpoint import context_of
 from secateur.data.sources import Text
 from secateur.data.tokens import Tokenizer
 from secateur.errors import InputError
@@ -119,7 +120,7 @@ def window_of(model: nn.Module, asked: int | None) -> int:
     Raises:
         InputError: when the model's context is shorter than what was asked for.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048  # type: ignore[union-attr, operator]
+    context = context_of(model.config) or 2048
     if asked is not None and not 2 <= asked <= context:
         raise InputError(f"a window of {asked} tokens does not fit the model's context of {context} (--window)")
     return asked or min(context, 2048)

@@ -10,7 +10,7 @@ from transformers.generation import BaseStreamer
 
 from secateur.checkpoint import Source, local_folder
 from secateur.errors import InputError
-from secateur.recipe import DTYPES, choose_device
+from secateur.recipe import check_dtype, choose_device
 from secateur.runtime.choosing import Choice
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.loading import load
@@ -61,8 +61,7 @@ def generate(
     Raises:
         InputError: when the model or the device cannot be used, or the prompt is empty.
     """
-    if dtype not in ("auto", *DTYPES):
-        raise InputError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    check_dtype(dtype)
     if tokens < 1:
         raise InputError(f"{tokens} tokens cannot be generated")
     chosen = choose_device(device)

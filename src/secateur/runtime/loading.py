@@ -8,6 +8,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from secateur.checkpoint import Source, load_into, load_whole
+from secateur.checkpoint.packed import Entry
 from secateur.checkpoint.source import naming
 from secateur.errors import InputError
 from secateur.formats.sparse import stack_rows
@@ -80,6 +81,11 @@ def _load_packed(source: Source, dtype: torch.dtype | str, keep: bool) -> PreTra
     return model
 
 
+def _has_kernels(entry: Entry, precision: torch.dtype) -> bool:
+    """Whether the values that a file declares run packed, or do once they are rounded to ``precision``."""
+    return bool(entry.group) or entry.dtype == "bfloat16" or precision == torch.bfloat16
+
+
 def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype) -> set[str]:
     """Let modules that multiply with packed weights stand in ``model`` where there are kernels for these.
 
@@ -90,7 +96,8 @@ def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype)
     packed = set()
     for name in source.names():
         layers = source.stacks.layers(name)
-        if any(part not in source.sparse for layer in layers for part in layer):
+        entries = [source.sparse.get(part) for layer in layers for part in layer]
+        if not all(entry and _has_kernels(entry, precision) for entry in entries):
             continue
         weights = [stack_rows([source.read_sparse(part) for part in layer], name) for layer in layers]
         stacked = name in source.stacks.members
@@ -102,8 +109,6 @@ def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype)
             )
         if precision == torch.bfloat16:
             weights = [weight.to(precision) for weight in weights]
-        if not all(weight.group or weight.dtype == torch.bfloat16 for weight in weights):
-            continue
         path, _, attribute = name.rpartition(".")
         owner = model.get_submodule(path)
         if stacked:
