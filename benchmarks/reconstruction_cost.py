@@ -16,9 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from secateur.reconstruct import admm, masked_cg, output_error, refined, sparsegpt
-from secateur.sparsity import NM, select
-from secateur.stats import InputStats
+from secateur.masks import select
+from secateur.patterns import NM
+from secateur.reconstruct import admm, masked_cg, refined, sparsegpt
+from secateur.stats.gram import output_error
+from secateur.stats.inputs import InputStats
 
 PATTERN = NM(2, 4)
 

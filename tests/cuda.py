@@ -5,7 +5,8 @@ import torch
 from torch.sparse import SparseSemiStructuredTensor
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
 
-from secateur.sparsity import NM, select
+from secateur.masks import select
+from secateur.patterns import NM
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TYPES = [torch.bfloat16, torch.float16]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 import secateur
-from secateur.evaluate.comparison import compare, document
-from secateur.evaluate.evaluation import Evaluation
-from secateur.evaluate.perplexity import Perplexity
+from secateur.evaluation.comparison import compare, document
+from secateur.evaluation.evaluate import Evaluation
+from secateur.evaluation.perplexity import Perplexity
 from tests import pico
 
 BLOCKS = (2.0, 2.5, 3.0, 2.1, 2.9)

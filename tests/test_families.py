@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import secateur
+from secateur.masks import obeys
+from secateur.patterns import NM
 from secateur.recipe import Recipe
-from secateur.sparsity import NM, obeys
 from tests import pico
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40

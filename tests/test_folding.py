@@ -9,13 +9,15 @@ from statistics import fmean
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from secateur.permute.orders import inverse
 from transformers import AutoModelForCausalLM
 
 import secateur
+from secateur.masks import obeys
 from secateur.models.blocks import blocks_of, family_of
-from secateur.models.fold import by_head, fold_block, fold_outer, inverse, join_heads, spread_to_queries
+from secateur.models.fold import by_head, fold_block, fold_outer, join_heads, spread_to_queries
+from secateur.patterns import NM
 from secateur.recipe import Recipe
-from secateur.sparsity import NM, obeys
 from tests import pico
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40

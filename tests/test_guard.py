@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import load_file
 
 import secateur
+from secateur.calibrate.guard import Guard
+from secateur.calibrate.stream import Stream
 from secateur.errors import InputError
-from secateur.layers import Pruning
 from secateur.models.blocks import blocks_of, family_of
-from secateur.models.guard import Guard
-from secateur.models.stream import Stream
+from secateur.pruning.linear import Pruning
 from secateur.recipe import Recipe
 from tests import pico
 

@@ -6,8 +6,9 @@ from torch import nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 import secateur
+from secateur.masks import obeys
+from secateur.patterns import NM
 from secateur.recipe import Recipe
-from secateur.sparsity import NM, obeys
 from tests import pico
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}

@@ -3,10 +3,11 @@ import itertools
 import pytest
 import torch
 
+from secateur.masks import select
+from secateur.patterns import NM
 from secateur.permute import METHODS, find_order, kept_score
 from secateur.permute.assign import grown_groups, heuristic_groups, kept_sum, l1_distances, nth_largest, reassign
 from secateur.permute.greedy import greedy_groups
-from secateur.sparsity import NM, select
 
 PATTERNS = [NM(2, 4), NM(1, 4), NM(3, 4), NM(4, 8), NM(8, 16), NM(1, 2)]
 

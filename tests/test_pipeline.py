@@ -8,11 +8,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
 from secateur.errors import InputError
+from secateur.masks import obeys, select, sparsity_of
 from secateur.models.blocks import family_of
+from secateur.patterns import NM
 from secateur.recipe import Recipe
 from secateur.scores import SCORES
-from secateur.sparsity import NM, obeys, select, sparsity_of
-from secateur.stats import InputStats
+from secateur.stats.inputs import InputStats
 from tests import pico
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40

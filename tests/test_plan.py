@@ -10,11 +10,12 @@ import secateur
 from secateur.benchmark.machine import read_rate
 from secateur.benchmark.plan import Plan
 from secateur.checkpoint import outline
+from secateur.checkpoint.sparse import pack, pack_int8, packed_bytes
 from secateur.errors import InputError
-from secateur.formats.sparse import pack, pack_int8, packed_bytes
+from secateur.masks import select
 from secateur.models.blocks import blocks_of, family_of
+from secateur.patterns import NM, Unstructured, count_kept
 from secateur.recipe import Recipe
-from secateur.sparsity import NM, Unstructured, count_kept, select
 from tests import pico
 
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.reconstruct import Gram, admm, damped, masked_cg, output_error, refine, refined, shrunk, sparsegpt
+from secateur.masks import obeys, select
+from secateur.patterns import NM, Unstructured
+from secateur.reconstruct import admm, masked_cg, refine, refined, sparsegpt
 from secateur.reconstruct.sparsegpt import importance
-from secateur.sparsity import NM, Unstructured, obeys, select
+from secateur.stats.gram import Gram, damped, output_error, shrunk
 
 
 def case(rows=12, columns=32, tokens=200, seed=0):

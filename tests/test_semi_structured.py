@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.patterns import NM
 from secateur.runtime.semi_structured import BACKENDS, SemiStructuredLinear, compress, form_bytes, is_2of4, multiply
-from secateur.sparsity import NM
 from tests.cuda import TYPES, needs_gpu, pruned
 
 

@@ -10,11 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import secateur
 from secateur.checkpoint import Source
 from secateur.checkpoint.packed import KEY
+from secateur.checkpoint.sparse import pack, pack_int8
 from secateur.errors import InputError
-from secateur.formats.sparse import pack, pack_int8
+from secateur.masks import select
 from secateur.models.blocks import blocks_of, family_of
+from secateur.patterns import NM, Unstructured
 from secateur.recipe import Recipe
-from secateur.sparsity import NM, Unstructured, select
 from tests import pico
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.formats.sparse import pack, pack_int8
+from secateur.checkpoint.sparse import pack, pack_int8
+from secateur.masks import select
+from secateur.patterns import NM, Unstructured
 from secateur.recipe import Recipe
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.sparse_experts import SparseExperts
 from secateur.runtime.sparse_linear import MOST_TOKENS, TILE_ROWS, SparseLinear
-from secateur.sparsity import NM, Unstructured, select
 from tests import pico
 
 SETS = [*KERNELS, None]  # without any, torch does it all

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from secateur.errors import InputError
-from secateur.sparsity import NM, Unstructured, check_fits, obeys, parse_nm, retained, select, sparsity_of
+from secateur.masks import obeys, retained, select, sparsity_of
+from secateur.patterns import NM, Unstructured, check_fits, parse_nm
 
 PATTERNS = [NM(2, 4), NM(4, 8), NM(1, 4), NM(3, 4), NM(8, 16), NM(16, 32), NM(4, 4)]
 

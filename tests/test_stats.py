@@ -1,6 +1,6 @@
 import torch
 
-from secateur.stats import InputStats
+from secateur.stats.inputs import InputStats
 
 
 def gather(*batches, stride=1):

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from secateur.calibrate.stream import Stream
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
-from secateur.models.stream import Stream
 from tests import pico
 
 

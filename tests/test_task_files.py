@@ -6,7 +6,7 @@ import yaml
 
 import secateur
 from secateur.errors import InputError
-from secateur.evaluate.task_files import read_tasks
+from secateur.evaluation.task_files import read_tasks
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tasks"
 

@@ -9,7 +9,7 @@ import pytest
 
 CODE = """
 import torch
-from secateur.runtime.triton_norm import rms_norm_gather
+from secateur.models.triton_norm import rms_norm_gather
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 torch.manual_seed(0)
 for width, dtype in ((32, torch.float32), (48, torch.float32), (576, torch.bfloat16), (64, torch.float16)):

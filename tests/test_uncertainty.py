@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from secateur.evaluate.uncertainty import BLOCKS, block_means, interval
+from secateur.evaluation.uncertainty import BLOCKS, block_means, interval
 
 
 def means(values, per_window=1.0):

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 import secateur
 from secateur.console import evaluation_table
 from secateur.errors import InputError
-from secateur.evaluate import zero_shot
-from secateur.evaluate.evaluation import Evaluation
-from secateur.evaluate.task_files import read_tasks
+from secateur.evaluation import zero_shot
+from secateur.evaluation.evaluate import Evaluation
+from secateur.evaluation.task_files import read_tasks
 from tests import pico
 from tests.test_task_files import EXAMPLE, write
 

@@ -14,10 +14,10 @@ from secateur.benchmark.machine import Machine, this_machine
 from secateur.benchmark.sides import SIDES, Pair, Side, check_device, check_sparse, pairs_of, put
 from secateur.benchmark.timing import Measurement, Stopwatch, Workload, measurement, stopwatch, with_overall
 from secateur.checkpoint import Source, context_of, local_folder
+from secateur.devices import choose_device
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
 from secateur.progress import Progress
-from secateur.recipe import choose_device
 from secateur.runtime.choosing import DENSE, Choice
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.loading import load
@@ -98,7 +98,7 @@ def bench(
         rounds: take every time so often, after one round that does not count.
         int8: round the kept values to int8, on a CPU.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
-        progress: hears how the work goes.
+        progress: is told how far it is.
 
     Raises:
         InputError: when something given cannot be used, or the model has no linears that run sparse on the device.

@@ -14,14 +14,14 @@ from transformers import PreTrainedModel
 
 from secateur.benchmark.kinds import kind_of
 from secateur.errors import InputError
-from secateur.formats.packing import pack_if_smaller
+from secateur.masks import sparsity_of
 from secateur.models.blocks import Block
+from secateur.packing import pack_if_smaller
 from secateur.runtime.choosing import Choice
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.semi_structured import SemiStructuredLinear, form_bytes, is_2of4
 from secateur.runtime.sparse_experts import put_experts
 from secateur.runtime.sparse_linear import SparseLinear
-from secateur.sparsity import sparsity_of
 
 Side = Literal["dense", "sparse"]
 SIDES: tuple[Side, ...] = ("dense", "sparse")

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 import secateur
-from secateur import console
 from secateur.progress import Progress
 
 app = App(
     name="secateur",
     help="Prune large language models after training.",
-    version=secateur.__version__,
+    version=lambda: secateur.__version__,
     default_parameter=Parameter(negative_iterable=()),
 )
+app.register_install_completion_command(add_to_startup=False)
 
 Json = Annotated[bool, Parameter(help="Print the result as one JSON document instead of a table.", negative=())]
 Quiet = Annotated[bool, Parameter(help="Draw no progress bars.", negative=())]
@@ -24,7 +24,9 @@ Force = Annotated[bool, Parameter(help="Replace a model folder that is already t
 
 def progress_for(quiet: bool) -> Progress:
     """Bars in the terminal, unless ``quiet``."""
-    return Progress() if quiet else console.TerminalProgress()
+    from secateur.console.terminal import TerminalProgress
+
+    return Progress() if quiet else TerminalProgress()
 
 
 def print_json(result: Any) -> None:

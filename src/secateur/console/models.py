@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from secateur.formats.packing import Packing
 from secateur.inspection import Inspection
-from secateur.layers import FEWEST_TOKENS
+from secateur.packing import Packing
+from secateur.pruning.linear import FEWEST_TOKENS
 from secateur.verification import Verdict
 
 # Ways to fold, the freest last.

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensor
 
+from secateur.masks import obeys
+from secateur.patterns import NM
 from secateur.runtime.choosing import DENSE, nearest
-from secateur.sparsity import NM, obeys
 
 BACKENDS = {
     "cusparselt": torch.sparse.SparseSemiStructuredTensorCUSPARSELT,

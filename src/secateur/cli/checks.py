@@ -8,9 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import secateur
-from secateur import console
 from secateur.cli.app import Json, Quiet, app, print_json, progress_for
-from secateur.evaluate.comparison import document
 
 FAILED_CHECK = 1  # the exit code
 
@@ -65,6 +63,10 @@ def evaluate(
     dtype
         auto, float32, bfloat16 or float16.
     """
+    from secateur.console.evaluation import evaluation_table
+    from secateur.console.terminal import out
+    from secateur.evaluation.comparison import document
+
     results = secateur.evaluate(
         models,
         data,
@@ -82,7 +84,7 @@ def evaluate(
     if json:
         print_json(document(results))
     else:
-        console.out.print(console.evaluation_table(results))
+        out.print(evaluation_table(results))
 
 
 @app.command
@@ -94,11 +96,14 @@ def inspect(model: str, /, *, json: Json = False) -> None:
     model
         A hub name, a folder, or a .gguf file.
     """
+    from secateur.console.models import layers_table
+    from secateur.console.terminal import out
+
     found = secateur.inspect(model)
     if json:
         print_json(dataclasses.asdict(found))
     else:
-        console.out.print(console.layers_table(found))
+        out.print(layers_table(found))
 
 
 @app.command
@@ -112,10 +117,13 @@ def verify(model: str, /, *, dense: str | None = None, json: Json = False) -> No
     dense
         The model that was pruned: prove also that the weights and logits are its own, masked and reordered.
     """
+    from secateur.console.models import verdict_text
+    from secateur.console.terminal import out
+
     verdict = secateur.verify(model, dense)
     if json:
         print_json(dataclasses.asdict(verdict) | {"passed": verdict.passed})
     else:
-        console.out.print(console.verdict_text(verdict))
+        out.print(verdict_text(verdict))
     if not verdict.passed:
         sys.exit(FAILED_CHECK)

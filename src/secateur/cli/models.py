@@ -7,7 +7,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import secateur
-from secateur import console, demo
 from secateur.cli.app import Force, Json, Quiet, app, print_json, progress_for
 from secateur.recipe import Recipe
 
@@ -34,14 +33,17 @@ def prune(
     recipe
         paper, best, fast, or a YAML file with any of the options below; those given here win.
     """
+    from secateur.console.models import pruning_notes, pruning_table
+    from secateur.console.terminal import out as terminal
+
     manifest = secateur.prune(model, out, options, force=force, progress=progress_for(quiet))
     if json:
         print_json(manifest)
     else:
-        console.out.print(console.pruning_table(manifest))
-        for note in console.pruning_notes(manifest):
-            console.out.print(note, highlight=False)
-        console.out.print(f"written to {out}", highlight=False)
+        terminal.print(pruning_table(manifest))
+        for note in pruning_notes(manifest):
+            terminal.print(note, highlight=False)
+        terminal.print(f"written to {out}", highlight=False)
 
 
 @app.command
@@ -59,12 +61,15 @@ def pack(
     int8
         Round the kept weights to int8, with a scale for each row and 128 columns.
     """
+    from secateur.console.models import packing_text
+    from secateur.console.terminal import out as terminal
+
     packing = secateur.pack(model, out, int8=int8, force=force, progress=progress_for(quiet))
     if json:
         print_json(dataclasses.asdict(packing))
     else:
-        console.out.print(console.packing_text(packing))
-        console.out.print(f"written to {out}", highlight=False)
+        terminal.print(packing_text(packing))
+        terminal.print(f"written to {out}", highlight=False)
 
 
 @app.command
@@ -78,8 +83,10 @@ def unpack(model: str, /, *, out: Path, force: Force = False, quiet: Quiet = Fal
     out
         The folder to write.
     """
+    from secateur.console.terminal import out as terminal
+
     secateur.unpack(model, out, force=force, progress=progress_for(quiet))
-    console.out.print(f"written to {out}", highlight=False)
+    terminal.print(f"written to {out}", highlight=False)
 
 
 @app.command(name="demo")
@@ -91,10 +98,14 @@ def run_demo(*, out: Path | None = None, json: Json = False, quiet: Quiet = Fals
     out
         Keep the models in this new folder.
     """
+    from secateur import demo
+    from secateur.console.evaluation import evaluation_table
+    from secateur.console.terminal import out as terminal
+
     results = demo.run(out, progress_for(quiet))
     if json:
         print_json([dataclasses.asdict(result) for result in results])
     else:
         dense, *pruned = results
         for start in range(0, len(pruned), demo.PER_SPARSITY):  # each sparsity has its own baseline
-            console.out.print(console.evaluation_table([dense, *pruned[start : start + demo.PER_SPARSITY]]))
+            terminal.print(evaluation_table([dense, *pruned[start : start + demo.PER_SPARSITY]]))

@@ -1,7 +1,7 @@
 """A norm whose output channels are put in another order: what ``--fold gather`` needs.
 
 Each place that reads the residual space may then have its own order of channels. On a GPU the gather is
-part of the norm's own kernel (for RMSNorm, :mod:`secateur.runtime.triton_norm`) and costs no further pass
+part of the norm's own kernel (for RMSNorm, :mod:`secateur.models.triton_norm`) and costs no further pass
 over memory; elsewhere an index_select follows the norm.
 """
 
@@ -73,7 +73,7 @@ def _is_rms_norm(norm: nn.Module) -> bool:
 
 def _fused_kernel():  # type: ignore[no-untyped-def]
     try:
-        from secateur.runtime.triton_norm import rms_norm_gather
+        from secateur.models.triton_norm import rms_norm_gather
     except ImportError:
         return None
     return rms_norm_gather

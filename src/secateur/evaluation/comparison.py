@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from secateur.evaluate.evaluation import Evaluation
-from secateur.evaluate.perplexity import Perplexity
-from secateur.evaluate.uncertainty import interval
+from secateur.evaluation.evaluate import Evaluation
+from secateur.evaluation.perplexity import Perplexity
+from secateur.evaluation.uncertainty import interval
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import InputError
-from secateur.evaluate.memory import tokens_at_a_time
-from secateur.evaluate.task_files import read_tasks
+from secateur.evaluation.memory import tokens_at_a_time
+from secateur.evaluation.task_files import read_tasks
 from secateur.progress import Progress
 
 # Named after the paper that reports them: RIA, Tables 3 and 6.
@@ -53,7 +53,7 @@ def find_tasks(names: Sequence[str], files: str | Path | None = None, shots: int
     """Find tasks and load their questions.
 
     Args:
-        names: as :func:`secateur.evaluate.evaluate` takes them; none for all that ``files`` holds.
+        names: as :func:`secateur.evaluation.evaluate` takes them; none for all that ``files`` holds.
         files: a folder of task files.
         shots: examples before each question; by default what the task says. As in lm-eval, a task that says 0 keeps it.
     Returns:
@@ -104,7 +104,7 @@ def score(
     Args:
         tasks: from :func:`find_tasks`.
         limit: use only so many items of each.
-        progress: hears of it, under the model's ``name``.
+        progress: is told how far it is, under the model's ``name``.
 
     Raises:
         InputError: when a task cannot be asked in this way.

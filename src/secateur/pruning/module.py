@@ -2,23 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from secateur.calibrate.calibration import Calibration
+from secateur.calibrate.stream import Batch
 from secateur.errors import InputError
-from secateur.groups import calibrate, prune_group
-from secateur.layers import LayerResult
-from secateur.models.blocks import blocks_of, family_of
-from secateur.models.guard import Trial
-from secateur.models.spaces import reader_groups
-from secateur.models.stream import Batch, Stream
-from secateur.pipeline import Clock, account
-from secateur.preparation import check_pattern, leave_out_skipped
-from secateur.progress import Progress
+from secateur.models.blocks import Block
+from secateur.progress import Clock, Progress
+from secateur.pruning.order import Orderer
+from secateur.pruning.prepare import prepare
+from secateur.pruning.result import Results
+from secateur.pruning.visit import Visit
+from secateur.pruning.walk import Prune, walk
 from secateur.recipe import Recipe
-from secateur.stats import InputStats
 
 
 def prune_module(
@@ -38,7 +37,7 @@ def prune_module(
             model of transformers. Needed unless the recipe looks at weights alone. The guard holds out the last
             eighth of them, and at least one.
         recipe: what to do; by default RIA at 50 %.
-        progress: hears how the work goes.
+        progress: is told how far it is.
 
     Returns:
         what ``secateur.json`` says of a written model's layers.
@@ -47,42 +46,52 @@ def prune_module(
         InputError: when the model has no such blocks, or there are too few batches; nothing is changed then.
     """
     recipe, progress, clock = replace(recipe or Recipe(), permute="none"), progress or Progress(), Clock()
-    blocks, skipped = leave_out_skipped(blocks_of(model, family_of(model)), recipe)
-    check_pattern(blocks, recipe)
+    task, results = prepare(model, recipe), Results()
     held_out = max(1, len(batches) // 8) if recipe.held_out else 0
     if recipe.needs_inputs and len(batches) <= held_out:
         raise InputError(
             f"{recipe.summary()} needs at least {held_out + 1} batches to calibrate on, not {len(batches)}"
         )
-    layers: list[LayerResult] = []
-    trials: list[Trial] = []
+    calibration = Calibration(
+        model,
+        task.blocks,
+        batches if recipe.needs_inputs else (),
+        held_out=held_out,
+        gram=recipe.needs_gram,
+        one_shot=recipe.one_shot,
+    )
+    store = ModuleStore(progress)
     with progress, _experts_one_by_one(model):
-        progress.start(recipe.summary(), len(blocks), "blocks")
-        stream = Stream(model, blocks, batches, held_out=held_out) if recipe.needs_inputs else None
-        for index, block in enumerate(blocks):
-            last = index + 1 == len(blocks)
-            tensors = {block.prefix + name: parameter.data for name, parameter in block.module.named_parameters()}
-            device = next(iter(tensors.values())).device
-            stats: dict[str, InputStats] = {}
-            guard = None
-            if stream is not None:
-                with clock("calibrate"):
-                    stats, guard = calibrate(stream, index, recipe)
-            for group in reader_groups(block.linears):
-                with clock("prune"):
-                    results, tried = prune_group(block, group, tensors, stats, recipe, {}, guard, device)
-                layers += results
-                trials += tried
-            if stream is not None and not recipe.one_shot and not last:
-                with clock("calibrate"):
-                    stream.advance(index)
-            progress.advance(1)
+        progress.start(recipe.summary(), len(task.blocks), "blocks")
+        work = Prune(task, Orderer(task), store, progress, clock, results)
+        walk(task.blocks, store, calibration, clock, work)
     return {
         "method": recipe.summary(),
         "recipe": recipe.to_dict(),
-        "skipped": skipped,
-        **account(layers, trials, clock),
+        "skipped": task.skipped,
+        **results.report(clock),
     }
+
+
+@dataclass(frozen=True)
+class ModuleStore:
+    """Blocks that are in memory and stay there: the :class:`~secateur.pruning.walk.Store` of :func:`prune_module`."""
+
+    progress: Progress
+
+    def read(self, block: Block) -> dict[str, Tensor]:
+        """Its parameters themselves: what changes them changes the module."""
+        return {block.prefix + name: parameter.data for name, parameter in block.module.named_parameters()}
+
+    def load(self, block: Block, tensors: dict[str, Tensor]) -> None:
+        """They are there."""
+
+    def write(self, visit: Visit) -> None:
+        """They have been changed in place."""
+
+    def release(self, block: Block) -> None:
+        """Nothing is freed; the block is done."""
+        self.progress.advance(1)
 
 
 @contextmanager

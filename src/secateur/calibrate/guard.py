@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.models.stream import Stream
+from secateur.calibrate.stream import Stream
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.models.spaces import reader_groups
 from secateur.progress import Progress
-from secateur.stats import InputStats
+from secateur.stats.inputs import InputStats
 
 Batch = Tensor | Mapping[str, Any]
 

@@ -18,8 +18,8 @@ from secateur.checkpoint import context_of
 from secateur.data.sources import Text
 from secateur.data.tokens import Tokenizer
 from secateur.errors import InputError
-from secateur.evaluate.memory import tokens_at_a_time
-from secateur.evaluate.uncertainty import block_means, interval
+from secateur.evaluation.memory import tokens_at_a_time
+from secateur.evaluation.uncertainty import block_means, interval
 from secateur.progress import Progress
 
 
@@ -75,7 +75,7 @@ def measure(
         window: tokens per window; by default the model's context, at most 2048.
         stride: tokens from one window to the next; by default the window, so that none overlap.
         limit: use only so many windows.
-        progress: hears of it, under the model's ``name``.
+        progress: is told how far it is, under the model's ``name``.
 
     Raises:
         InputError: when the window does not fit the model, the stride not the window, or the text is too short.

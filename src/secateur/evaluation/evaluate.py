@@ -8,11 +8,11 @@ from typing import Any
 
 from secateur import data as texts
 from secateur.checkpoint import Source, local_folder
+from secateur.devices import check_dtype, choose_device, choose_dtype
 from secateur.errors import InputError
-from secateur.evaluate.perplexity import Perplexity, measure
-from secateur.evaluate.zero_shot import TaskScore, find_tasks, score
+from secateur.evaluation.perplexity import Perplexity, measure
+from secateur.evaluation.zero_shot import TaskScore, find_tasks, score
 from secateur.progress import Progress
-from secateur.recipe import check_dtype, choose_device, choose_dtype
 from secateur.runtime.loading import load
 
 
@@ -62,7 +62,7 @@ def evaluate(
         stride: tokens from one window to the next; by default the window, so that none overlap.
         limit: use only so many windows of each text.
         tasks: names of lm-eval tasks or groups, of tasks in ``task_files``, or a group of
-            :data:`secateur.evaluate.zero_shot.GROUPS`; by default all tasks in ``task_files``.
+            :data:`secateur.evaluation.zero_shot.GROUPS`; by default all tasks in ``task_files``.
         task_files: a folder of task files, whose names go before lm-eval's own.
         task_limit: use only so many items of each task.
         shots: examples before each question; by default what the task says, which is mostly none.

@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from secateur.reconstruct.gram import Gram, damped, shrunk
+from secateur.stats.gram import Gram, damped, shrunk
 
 
 class InputStats:

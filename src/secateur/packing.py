@@ -12,9 +12,9 @@ from torch import Tensor
 from secateur.checkpoint import MANIFEST, ORDERS, Source, Writer, check_destination, local_folder
 from secateur.checkpoint.layout import PACKED_TYPE
 from secateur.checkpoint.packed import as_tensors
+from secateur.checkpoint.sparse import BITS, SparseWeight, pack_int8
+from secateur.checkpoint.sparse import pack as pack_bits
 from secateur.errors import InputError
-from secateur.formats.sparse import BITS, SparseWeight, pack_int8
-from secateur.formats.sparse import pack as pack_bits
 from secateur.models.blocks import blocks_of, family_of
 from secateur.progress import Progress
 
@@ -55,7 +55,7 @@ def pack(
         out: the folder to write; plain transformers refuses it, :func:`secateur.load` runs it.
         int8: round the kept values to int8, with a scale for each row and 128 columns.
         force: replace a model folder that is already there.
-        progress: hears how the work goes.
+        progress: is told how far it is.
 
     Raises:
         InputError: when something given cannot be used, or nothing would get smaller; nothing is written then.
@@ -72,12 +72,12 @@ def pack(
         progress.start("pack", len(blocks), "blocks")
         inside = tuple(block.prefix for block in blocks)
         outer = source.read([name for name in source.names() if not name.startswith(inside)])
-        _add(writer, source.stacks.apart(outer), {})
+        _add(writer, source.stacks.split(outer), {})
         total, before = _bytes(outer), 0
         packed: dict[str, int] = {}
         for block in blocks:
             held = {part for x in block.linears for part in source.stacks.parts(block.prefix + x.tensor)}
-            tensors = source.stacks.apart(source.read(source.names(block.prefix)))
+            tensors = source.stacks.split(source.read(source.names(block.prefix)))
             total += _bytes(tensors)
             weights = {}
             for name in tensors.keys() & held:
@@ -107,7 +107,7 @@ def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress:
         model: a folder that :func:`pack` wrote.
         out: the folder to write.
         force: replace a model folder that is already there.
-        progress: hears how the work goes.
+        progress: is told how far it is.
 
     Raises:
         InputError: when the folder is not a packed one, or is damaged; nothing is written then.
@@ -123,7 +123,7 @@ def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress:
             shards.setdefault(source.files[source.stacks.parts(name)[0]], []).append(name)
         progress.start("unpack", len(shards), "files")
         for _, names in sorted(shards.items()):
-            writer.add(source.stacks.apart(source.read(names)))
+            writer.add(source.stacks.split(source.read(names)))
             progress.advance(1)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["base"]
         writer.finish(folder, _manifest(folder), _orders(folder), config=config)
