@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import fnmatch
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +53,10 @@ def _listed(what: str, methods: Mapping[str, str]) -> str:
 
 
 def _first_sentences(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
-    """By name, what the docstring of a method begins with."""
-    about = {name: (inspect.getdoc(function) or "").split("\n")[0] for name, function in functions.items()}
+    """By name, what the docstring of a method begins with, to stand inside a sentence."""
+    about = {name: (inspect.getdoc(function) or "").split("\n")[0].rstrip(".") for name, function in functions.items()}
     return {
-        name: text[:1].lower() + text[1:].rstrip(".") if text[1:2].islower() else text.rstrip(".")
-        for name, text in about.items()
+        name: text[:1].lower() + text[1:] if re.match("[A-Z][a-z]* ", text) else text for name, text in about.items()
     }
 
 

@@ -9,13 +9,13 @@ import torch
 from transformers import AutoTokenizer
 
 import secateur
-from secateur.console import evaluation_table
+from secateur.console.evaluation import evaluation_table
 from secateur.errors import InputError
 from secateur.evaluation import zero_shot
 from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.task_files import read_tasks
 from tests import pico
-from tests.test_task_files import EXAMPLE, write
+from tests.evaluation.test_task_files import EXAMPLE, write
 
 lm_eval = pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval and what it imports

@@ -8,7 +8,7 @@ import secateur
 from secateur.errors import InputError
 from secateur.evaluation.task_files import read_tasks
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "tasks"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tasks"
 
 
 def write(folder, **changes):

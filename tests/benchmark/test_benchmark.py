@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import secateur
-from secateur import console
 from secateur.benchmark.continuation import Continuation
 from secateur.benchmark.kinds import kind_of
 from secateur.benchmark.machine import CPU, this_machine
@@ -19,6 +18,7 @@ from secateur.benchmark.sides import SIDES, pairs_of, put
 from secateur.benchmark.timing import OVERALL, Measurement, Spread, Workload, measurement, with_overall
 from secateur.checkpoint import Source
 from secateur.cli import main
+from secateur.console import speed, terminal
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
 from secateur.runtime.kernels import KERNELS
@@ -190,12 +190,12 @@ def made_up(*slower: str) -> Benchmark:
 
 def test_what_is_slower_is_named():
     result = made_up("Down")
-    notes = console.benchmark_notes(result)
+    notes = speed.benchmark_notes(result)
     assert "slower than dense in decode, batch 1: Down 0.55×" in notes
     assert "slower than dense in prefill, 1 × 512: Down 0.55×" in notes
     assert not any("Up/Gate" in note or "nowhere" in note for note in notes)
     assert {row.kind for row in result.slower} == {"Down"}
-    assert any("nowhere slower" in note for note in console.benchmark_notes(made_up()))
+    assert any("nowhere slower" in note for note in speed.benchmark_notes(made_up()))
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
@@ -218,7 +218,7 @@ def run(*words):
 
 @needs_kernels
 def test_bench_prints_tables_or_one_json_document(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(console.out, "width", 120)
+    monkeypatch.setattr(terminal.out, "width", 120)
     folder = save_sparse("llama-gqa-tied", tmp_path / "sparse")
     line = ["bench", folder, "--batch", 1, 2, "--length", 3, 20, "--tokens", 2, "--rounds", 2, "--device", "cpu"]
     assert run(*line, "--quiet", "--json", "--int8", "--plot", tmp_path / "p.svg") == 0

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import secateur
-from secateur import console
 from secateur.benchmark.machine import CPU
 from secateur.benchmark.running import Benchmark
 from secateur.benchmark.sides import SIDES, pairs_of, put
 from secateur.benchmark.timing import stopwatch
 from secateur.checkpoint import Source
 from secateur.cli import main
+from secateur.console import speed, terminal
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
 from secateur.recipe import Recipe
@@ -150,7 +150,7 @@ def run(*words):
 
 
 def test_bench_on_a_gpu_prints_tables_or_one_json_document(folders, kernels, waits, capsys, monkeypatch):
-    monkeypatch.setattr(console.out, "width", 160)
+    monkeypatch.setattr(terminal.out, "width", 160)
     line = ["bench", folders / "plain", "--length", 20, "--tokens", 2, "--rounds", 2, "--quiet", "--batch", 1, 16]
     assert run(*line, "--json") == 0
     # Three kinds of linears in 2 + 2 workloads, and two times of each of 2 models: three rounds, two sides, two waits.
@@ -181,7 +181,7 @@ def test_bench_on_a_gpu_prints_tables_or_one_json_document(folders, kernels, wai
     assert all(part in shown for part in words) and "packed" not in shown
     same = {
         note.partition(", as")[0]: set(note.rpartition(": ")[2].split(", "))
-        for note in console.benchmark_notes(result)
+        for note in speed.benchmark_notes(result)
         if note.startswith("dense on both sides in")
     }
     small, others = {"8×32 + bias"}, {"32×32 + bias", "64×32 + bias", "32×64 + bias"}

@@ -193,14 +193,14 @@ def test_an_older_layout_is_brought_up_to_date(folder):
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
-def test_experts_are_stacked_as_the_model_has_them_and_taken_apart_again(name, tmp_path):
+def test_experts_are_stacked_as_the_model_has_them_and_split_again(name, tmp_path):
     source = Source(pico.save(name, tmp_path / "dense"))
     tensors = source.read(source.names())
     state = pico.build(name).state_dict()
     assert tensors.keys() == state.keys()
     for key, tensor in tensors.items():
         assert torch.equal(tensor, state[key])
-    stored = source.stacks.apart(tensors)
+    stored = source.stacks.split(tensors)
     files = load_file(tmp_path / "dense" / "model.safetensors")
     assert stored.keys() == files.keys()
     assert all(torch.equal(stored[key], files[key]) for key in files)

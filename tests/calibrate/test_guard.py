@@ -10,7 +10,7 @@ from secateur.calibrate.guard import Guard
 from secateur.calibrate.stream import Stream
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
-from secateur.pruning.linear import Pruning
+from secateur.pruning.linear import LinearPruning
 from secateur.recipe import Recipe
 from tests import pico
 
@@ -53,7 +53,7 @@ def test_a_harmful_step_is_taken_back(tmp_path, recipe, monkeypatch):
 
     dense = pico.save("llama-gqa-tied", tmp_path / "dense")
     secateur.prune(dense, tmp_path / "plain", recipe)
-    monkeypatch.setattr(Pruning, "step", spoil)
+    monkeypatch.setattr(LinearPruning, "step", spoil)
     manifest = secateur.prune(dense, tmp_path / "guarded", replace(recipe, reconstruct="cg", refine=True))
     assert len(manifest["guard"]) == 3 * 4 * 2
     for trial in manifest["guard"]:

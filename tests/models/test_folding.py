@@ -9,7 +9,6 @@ from statistics import fmean
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from secateur.permute.orders import inverse
 from transformers import AutoModelForCausalLM
 
 import secateur
@@ -17,6 +16,7 @@ from secateur.masks import obeys
 from secateur.models.blocks import blocks_of, family_of
 from secateur.models.fold import by_head, fold_block, fold_outer, join_heads, spread_to_queries
 from secateur.patterns import NM
+from secateur.permute.orders import inverse
 from secateur.recipe import Recipe
 from tests import pico
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from secateur import console
 from secateur.cli import main
+from secateur.console import speed
 from secateur.runtime.choosing import BUCKETS, Choice, Measured
 from secateur.runtime.generation import Generation
 from tests import pico
@@ -81,10 +81,10 @@ def test_what_was_chosen_on_a_gpu_is_shown():
     choice = Choice((64, 128), "bfloat16", True, 7, forms, measured)
     result = Generation("m", "text", 3, 9, 0.5, 20.0, None, "bfloat16", "cuda:0", (choice,))
     json.dumps(dataclasses.asdict(result))
-    assert "(2:4 weights, bfloat16, cuda:0)" in console.speed_text(result).plain
+    assert "(2:4 weights, bfloat16, cuda:0)" in speed.speed_text(result).plain
     terminal = Console(width=200)
     with terminal.capture() as shown:
-        terminal.print(console.choices_table(result.choices))
+        terminal.print(speed.choices_table(result.choices))
     text = " ".join(shown.get().replace("│", " ").split())
     assert "64×128 + bias 7 dense dense cutlass 1.50× cutlass 1.50× cutlass 1.50× 1.56×" in text
     assert "not used: cusparselt: not [here]" in text

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
+from secateur import data
 from secateur.errors import InputError
 from secateur.masks import obeys, select, sparsity_of
 from secateur.models.blocks import family_of
@@ -74,8 +75,8 @@ def test_masks_are_those_of_a_plain_whole_model_procedure(score, one_shot, tmp_p
     secateur.prune(pico.save("qwen2", tmp_path / "dense"), tmp_path / "out", recipe)
     after = weights(tmp_path / "out")
     tokenizer = pico.tokenizer()
-    text = secateur.data.load_text(recipe.calibration, "calibration")
-    samples = secateur.data.calibration_samples(text, tokenizer, recipe.samples, recipe.length, recipe.seed)
+    text = data.load_text(recipe.calibration, "calibration")
+    samples = data.calibration_samples(text, tokenizer, recipe.samples, recipe.length, recipe.seed)
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
     masks = {}
@@ -135,8 +136,8 @@ def test_the_output_error_is_that_of_the_inputs(tmp_path, recipe):
     dense = pico.save("llama-mha", tmp_path / "dense")
     manifest = secateur.prune(dense, tmp_path / "out", recipe)
     model = AutoModelForCausalLM.from_pretrained(dense)
-    text = secateur.data.load_text(recipe.calibration, "calibration")
-    samples = secateur.data.calibration_samples(text, pico.tokenizer(), recipe.samples, recipe.length, 0)
+    text = data.load_text(recipe.calibration, "calibration")
+    samples = data.calibration_samples(text, pico.tokenizer(), recipe.samples, recipe.length, 0)
     with torch.no_grad():  # fewer tokens than error rows: every one counts, and block 0 sees the dense embedding
         inputs = model.model.layers[0].input_layernorm(model.model.embed_tokens(samples)).flatten(0, 1)
     before, after = (weights(f)["model.layers.0.self_attn.k_proj.weight"] for f in (dense, tmp_path / "out"))
