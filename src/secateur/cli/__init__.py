@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import cyclopts
 
 from secateur.cli import checks, models, running  # noqa: F401 (their commands join the app)
-from secateur.cli.app import app
+from secateur.cli.common import app
 from secateur.errors import InputError
 from secateur.recipe import Recipe
 

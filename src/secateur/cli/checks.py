@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import secateur
-from secateur.cli.app import Json, Quiet, app, print_json, progress_for
+from secateur.cli.common import Json, Quiet, app, print_json, progress_for
 
 FAILED_CHECK = 1  # the exit code
 

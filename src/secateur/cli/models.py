@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import secateur
-from secateur.cli.app import Force, Json, Quiet, app, print_json, progress_for
+from secateur.cli.common import Force, Json, Quiet, app, print_json, progress_for
 from secateur.recipe import Recipe
 
 
