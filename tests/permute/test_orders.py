@@ -5,7 +5,16 @@ import torch
 
 from secateur.masks import select
 from secateur.patterns import NM
-from secateur.permute.assign import grown_groups, heuristic_groups, kept_sum, l1_distances, nth_largest, reassign
+from secateur.permute.assign import (
+    MOST_PASSES,
+    grown_groups,
+    heuristic_groups,
+    kept_sum,
+    l1_distances,
+    nth_largest,
+    reassign,
+    reassign_shuffled,
+)
 from secateur.permute.greedy import greedy_groups
 from secateur.permute.orders import find_order, kept_score
 from secateur.permute.searches import SEARCHES
@@ -16,6 +25,12 @@ PATTERNS = [NM(2, 4), NM(1, 4), NM(3, 4), NM(4, 8), NM(8, 16), NM(1, 2)]
 def heavy(rows=40, columns=32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, columns, generator=generator).abs() ** 3 * torch.rand(columns, generator=generator)
+
+
+def correlated(rows, columns, seed=0):
+    """Rows that resemble each other, as those of real weights do."""
+    draw = torch.Generator().manual_seed(seed)
+    return (torch.randn(rows, rows, generator=draw) @ torch.randn(rows, columns, generator=draw)).abs()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -125,3 +140,23 @@ def test_nothing_to_choose():
     assert find_order(score, NM(4, 8)).tolist() == list(range(8))
     assert find_order(score[:0], NM(2, 4)).tolist() == list(range(8))
     assert torch.equal(find_order(torch.zeros(4, 8), NM(2, 4)), torch.arange(8))
+
+
+def test_greedy_keeps_the_best_that_an_escape_has_found():
+    columns = heavy(rows=12, columns=16, seed=2).T.contiguous()
+    start = torch.arange(16).reshape(-1, 4)
+    scores = [kept_sum(columns, greedy_groups(columns, start, 2, escapes), 2) for escapes in (0, 10, 40)]
+    assert scores == sorted(scores)
+    assert scores[-1] > 1.002 * scores[0]
+
+
+def test_shuffled_slots_find_what_passes_over_the_same_slots_do_not():
+    shuffled = same = 0.0
+    for seed in range(6):
+        columns = correlated(rows=64, columns=128, seed=seed).T.contiguous()
+        groups = grown_groups(columns, 2, 4)
+        shuffled += kept_sum(columns, reassign_shuffled(columns, groups, 2, seed=0), 2)
+        for _ in range(MOST_PASSES):
+            groups = reassign(columns, groups, 2)
+        same += kept_sum(columns, groups, 2)
+    assert shuffled > 1.001 * same

@@ -13,6 +13,7 @@ from secateur.masks import obeys, select, sparsity_of
 from secateur.models.blocks import family_of
 from secateur.patterns import NM
 from secateur.recipe import Recipe
+from secateur.reconstruct.methods import RECONSTRUCTIONS
 from secateur.scores import SCORES
 from secateur.stats.inputs import InputStats
 from tests import pico
@@ -183,7 +184,7 @@ def test_overflowing_activations_are_refused_by_name(tmp_path, recipe):
     refused(tmp_path, replace(recipe, dtype="float16"), r"model\.layers\.\d.*")
 
 
-@pytest.mark.parametrize("method", ["sparsegpt", "cg", "admm"])
+@pytest.mark.parametrize("method", RECONSTRUCTIONS)
 def test_dead_channels_and_too_few_tokens_are_survived_and_reported(method, tmp_path, recipe):
     folder = pico.save("llama-mha", tmp_path / "dense")
     state = load_file(folder / "model.safetensors")

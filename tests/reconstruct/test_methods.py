@@ -8,6 +8,7 @@ from secateur.masks import obeys, select
 from secateur.patterns import NM, Unstructured
 from secateur.reconstruct.admm import masked_admm
 from secateur.reconstruct.cg import masked_cg
+from secateur.reconstruct.methods import RECONSTRUCTIONS, Pruned
 from secateur.reconstruct.refine import refine, refined
 from secateur.reconstruct.sparsegpt import sweep
 from secateur.scores import sparsegpt
@@ -212,3 +213,16 @@ def test_a_mask_that_keeps_everything_or_one_group_stays():
         moved, changed = refine(weight, mask, gram, NM(2, 4))
         assert torch.equal(moved, mask)
         assert torch.equal(changed, weight * mask)
+
+
+@pytest.mark.parametrize("name", RECONSTRUCTIONS)
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(4, 8), Unstructured(0.5)], ids=str)
+def test_every_method_gives_weights_that_obey_the_pattern_and_err_less(name, pattern):
+    dense, inputs, _ = case(tokens=400)
+    stats = InputStats(32, gram=True)
+    stats.update(inputs)
+    start = select(dense.abs(), pattern)
+    mask, weight = RECONSTRUCTIONS[name](Pruned(dense, start, dense * start, stats, pattern))
+    assert obeys(mask, pattern) and mask.sum() == start.sum()
+    assert (weight[~mask] == 0).all()
+    assert output_error(weight, dense, stats.gram) < output_error(dense * start, dense, stats.gram)

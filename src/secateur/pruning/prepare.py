@@ -130,5 +130,5 @@ def draw_samples(source: Source, recipe: Recipe, device: torch.device) -> Sample
     }
     batch = max(1, TOKENS_PER_BATCH // recipe.length)
     seen, held_out = samples.to(device).tensor_split([recipe.samples - recipe.held_out])
-    judges = held_out.split(batch) if recipe.held_out else ()
-    return Samples((*seen.split(batch), *judges), len(judges), origin)
+    guarding = held_out.split(batch) if recipe.held_out else ()
+    return Samples((*seen.split(batch), *guarding), len(guarding), origin)
