@@ -71,7 +71,7 @@ def test_nothing_downstream_is_imported_upstream(path):
 
 
 def test_packages_do_not_import_each_other_in_a_circle():
-    graph = {name: set() for name in LAYER if name}
+    graph: dict[str, set[str]] = {name: set() for name in LAYER if name}
     for path in FILES:
         if own := package(dotted(path)):
             graph[own] |= packages_imported(path) - {""}
