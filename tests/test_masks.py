@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from secateur.errors import InputError
-from secateur.masks import obeys, retained, select, sparsity_of
+from secateur.masks import _kth_largest, obeys, retained, select, sparsity_of
 from secateur.patterns import NM, Unstructured, check_fits, parse_nm
 
 PATTERNS = [NM(2, 4), NM(4, 8), NM(1, 4), NM(3, 4), NM(8, 16), NM(16, 32), NM(4, 4)]
@@ -87,3 +87,19 @@ def test_bad_sparsities_are_refused(sparsity):
 def test_columns_that_do_not_divide_are_refused():
     with pytest.raises(InputError, match="30 input channels are not a multiple of 4"):
         check_fits(NM(2, 4), 30)
+
+
+@pytest.mark.parametrize("k", [1, 2, 500, 999, 1000])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        torch.randn(1000, generator=torch.Generator().manual_seed(0)),
+        torch.randn(1000, generator=torch.Generator().manual_seed(1)) * 1e-42,  # subnormal
+        torch.cat([torch.zeros(400), -torch.zeros(300), torch.full((300,), 1e-3)]),
+        torch.full((1000,), -2.5),
+        torch.randn(1000, generator=torch.Generator().manual_seed(2)).exp() * 1e36,
+    ],
+    ids=["of both signs", "subnormal", "zeros of both signs", "equal", "large"],
+)
+def test_the_kth_largest_of_one_row_is_that_of_a_sort(numbers, k):
+    assert _kth_largest(numbers[None], k).item() == numbers.sort(descending=True).values[k - 1].item()

@@ -44,12 +44,30 @@ def _keep_largest(score: Tensor, keep: int) -> Tensor:
     """Mark the ``keep`` largest of every row of ``score`` (R, C), the first ones among equals."""
     if keep == 0 or keep == score.shape[1] or score.numel() == 0:
         return torch.full_like(score, keep > 0, dtype=torch.bool)
-    smallest_kept = score.kthvalue(score.shape[1] - keep + 1, dim=1, keepdim=True).values
+    smallest_kept = _kth_largest(score, keep)
     above, tied = score > smallest_kept, score == smallest_kept
     missing = keep - above.sum(1, keepdim=True)
     if torch.equal(tied.sum(1, keepdim=True), missing):
         return above | tied
     return above | (tied & (tied.cumsum(1, dtype=torch.int32) <= missing))
+
+
+def _kth_largest(score: Tensor, k: int) -> Tensor:
+    """The k-th largest of every row of ``score`` (R, C): ``(R, 1)``.
+
+    Of one long row by a histogram of the upper halves of its numbers, and then among those few that share the upper half
+    where the k-th must lie: some linear passes. torch selects in a single row on one core, on a GPU on one block of threads.
+    """
+    if len(score) > 1 or score.dtype != torch.float32:
+        return score.kthvalue(score.shape[1] - k + 1, dim=1, keepdim=True).values
+    # As integers, with all bits but the sign of negative ones turned round, floats keep their order; 0 and -0 are equal.
+    bits = (score[0] + 0.0).view(torch.int32)
+    upper = (bits ^ ((bits >> 31) & 0x7FFF_FFFF)) >> 16
+    reached = torch.bincount(upper + 0x8000, minlength=0x10000).flip(0).cumsum(0)  # so many are at least as large
+    place = torch.searchsorted(reached, k)
+    beyond = reached[place - 1] if place > 0 else 0
+    candidates = score[0][upper == 0x7FFF - place]
+    return candidates.kthvalue(int(len(candidates) - (k - beyond) + 1)).values.reshape(1, 1)
 
 
 def _keep_largest_of_few(score: Tensor, keep: int) -> Tensor:
