@@ -117,7 +117,7 @@ def pack_int8(weight: Tensor, group: int = GROUP) -> SparseWeight:
         raise InputError("weights that are not finite cannot be rounded to int8")
     rows, columns = weight.shape
     kept, wide = weight != 0, torch.nn.functional.pad(weight.float(), (0, -columns % group))
-    largest = wide.reshape(rows, -1, group).abs().amax(-1) / 127
+    largest = wide.reshape(rows, wide.shape[1] // group, group).abs().amax(-1) / 127
     scales = ((largest.view(torch.int32) + 0xFFFF) >> 16).to(torch.int16).view(torch.bfloat16)
     steps = weight.float() / _per_column(scales, group, columns)
     packed = SparseWeight(
