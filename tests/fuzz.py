@@ -97,6 +97,11 @@ def generate(folder: Path) -> None:
     secateur.generate(folder, "a law", tokens=2, device="cpu")
 
 
+def plan(folder: Path) -> None:
+    """From its config alone."""
+    outline(str(folder))
+
+
 def read_text(path: Path, prefix: str = "") -> None:
     """As calibration and evaluation do."""
     purposes: tuple[data.Purpose, ...] = ("calibration", "evaluation")
@@ -112,7 +117,7 @@ def read_corpus(path: Path) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    "config": Target("dense", "config.json", damage.in_json, (secateur.inspect, secateur.load, prune, outline)),
+    "config": Target("dense", "config.json", damage.in_json, (secateur.inspect, secateur.load, prune, plan)),
     "index": Target("sharded", "*.index.json", damage.in_json, (secateur.inspect, secateur.load, prune)),
     "safetensors": Target("dense", "*.safetensors", damage.in_safetensors, (secateur.inspect, secateur.load, prune)),
     "tokenizer": Target("dense", "tokenizer*.json", damage.in_json, (calibrate, generate)),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from secateur.console.models import pruning_notes
 from secateur.recipe import Recipe
 from tests import pico
 
-STEPS = [
+STEPS: list[dict[str, Any]] = [
     {"reconstruct": "cg"},
     {"reconstruct": "cg", "refine": True},
     {"refine": True},
