@@ -210,7 +210,7 @@ def test_a_block_that_works_in_place_changes_nothing_that_is_kept(keep_output):
 def test_a_linear_that_is_used_twice_counts_twice(keep_output):
     batches = [{"x": torch.randn(2, 5, 8)} for _ in range(3)]
     model, stream = stream_through(Looped, batches)
-    seen = {"first": [], "second": []}
+    seen: dict[str, list[torch.Tensor]] = {"first": [], "second": []}
     hooks = [
         model.blocks[0].get_submodule(name).register_forward_pre_hook(lambda _, args, to=inputs: to.append(args[0]))
         for name, inputs in seen.items()

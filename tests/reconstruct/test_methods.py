@@ -82,12 +82,14 @@ def test_dead_channels_are_treated_as_published(choose, batches, columns):
         stats.update(batch)
     assert (stats.sequences, stats.dead) == (8, columns // 4)
     given = select(weight.abs(), NM(2, 4))
-    how = given.numpy() if choose == "given" else tuple(map(int, choose.split(":")))
-    expected = oracle.sparsegpt(weight.double().numpy(), list(inputs.double().numpy()), how)
+    original, sequences = weight.double().numpy(), list(inputs.double().numpy())
     if choose == "given":
+        expected = oracle.sparsegpt(original, sequences, given.numpy())
         found = sweep(weight, stats.damped, mask=given)
     else:
-        found = sweep(weight, stats.damped, pattern=parse_nm(choose))
+        pattern = parse_nm(choose)
+        expected = oracle.sparsegpt(original, sequences, (pattern.kept, pattern.group))
+        found = sweep(weight, stats.damped, pattern=pattern)
     assert (found[:, dead] == 0).all()
     assert torch.equal(found != 0, torch.from_numpy(expected != 0))
     torch.testing.assert_close(found.double(), torch.from_numpy(expected), atol=2e-4, rtol=1e-3)

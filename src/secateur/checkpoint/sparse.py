@@ -129,10 +129,8 @@ def pack_int8(weight: Tensor, group: int = GROUP) -> SparseWeight:
         group=group,
     )
     if not packed.dense().isfinite().all():
-        name, largest = str(weight.dtype).removeprefix("torch."), torch.finfo(weight.dtype).max
-        raise InputError(
-            f"its largest weight cannot be rounded to int8: it is too near {largest:.6g}, where {name} ends"
-        )
+        name, end = str(weight.dtype).removeprefix("torch."), torch.finfo(weight.dtype).max
+        raise InputError(f"its largest weight cannot be rounded to int8: it is too near {end:.6g}, where {name} ends")
     return packed
 
 
