@@ -87,6 +87,11 @@ def in_bytes(raw: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
+def in_head(raw: bytes, draw: random.Random) -> bytes:
+    """Bytes of its beginning, where a file says what is in it."""
+    return in_bytes(raw[:8000], draw) + raw[8000:]
+
+
 def in_json(raw: bytes, draw: random.Random) -> bytes:
     """Its tree, mostly, and else its bytes."""
     if draw.random() < 0.2:

@@ -9,7 +9,7 @@ follow from seed and number alone. They run in forked processes, so that none ta
 """
 
 import argparse
-import gzip
+import importlib.util
 import json
 import os
 import random
@@ -32,10 +32,12 @@ import torch
 
 import secateur
 from secateur import data
+from secateur.checkpoint import Source
 from secateur.checkpoint.resolve import outline
 from secateur.errors import InputError
 from secateur.recipe import Recipe
-from tests import damage, pico
+from tests import damage, pico, specimens
+from tests.specimens import PLAIN
 
 # What a case may take: tiny models need a fraction of a second and a few MB.
 SECONDS, MEGABYTES = 30, 400
@@ -43,9 +45,6 @@ SECONDS, MEGABYTES = 30, 400
 CEILING = 6 << 30
 # Cases that a forked process runs before the next one takes over.
 TURN = 25
-
-TEXT = "Laws that cannot fail say nothing; the quick brown fox jumps over the lazy dog. " * 30
-PLAIN = Recipe(score="magnitude", sparsity=0.5)
 
 
 # ---------------------------------------------------------------- what is damaged, and who reads it
@@ -97,6 +96,15 @@ def generate(folder: Path) -> None:
     secateur.generate(folder, "a law", tokens=2, device="cpu")
 
 
+def verify_weights(folder: Path) -> None:
+    """It must find whatever is not as it was written."""
+    passed = secateur.verify(folder).passed
+    sources = [Source(place) for place in (folder, folder.parent.parent / "pruned")]
+    now, written = (source.read(source.names()) for source in sources)
+    same = now.keys() == written.keys() and all(torch.equal(now[name], written[name]) for name in now)
+    assert same or not passed, "verify passed, and weights differ"
+
+
 def plan(folder: Path) -> None:
     """From its config alone."""
     outline(str(folder))
@@ -123,6 +131,7 @@ TARGETS: dict[str, Target] = {
     "tokenizer": Target("dense", "tokenizer*.json", damage.in_json, (calibrate, generate)),
     "generation config": Target("dense", "generation_config.json", damage.in_json, (generate, prune)),
     "manifest": Target("pruned", "secateur.json", damage.in_json, (secateur.verify, prune, pack)),
+    "weights": Target("pruned", "model-*.safetensors", damage.in_safetensors, (verify_weights,)),
     "orders": Target("pruned", "secateur-orders.safetensors", damage.in_safetensors, (secateur.verify,)),
     "gather config": Target("gather", "config.json", damage.in_json, (secateur.load, secateur.verify)),
     "packed config": Target("packed", "config.json", damage.in_json, (secateur.load, unpack, secateur.inspect)),
@@ -134,30 +143,8 @@ TARGETS: dict[str, Target] = {
     "gzip": Target("files", "text.jsonl.gz", damage.in_gzip, (read_text, read_corpus), of_file=True),
     "parquet": Target("files", "text.parquet", damage.in_bytes, (read_text, read_corpus), of_file=True),
 }  # fmt: skip
-
-
-def make_folders(root: Path) -> None:
-    """The valid folders, and a text for calibration beside the cases."""
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    dense = pico.save("llama-gqa-tied", root / "dense", torch.bfloat16)
-    (root / "text.txt").write_text(TEXT)
-    secateur.prune(dense, root / "sharded", PLAIN)
-    recipe = Recipe(pattern="2:4", score="ria", calibration=str(root / "text.txt"), samples=2, length=16)
-    secateur.prune(dense, root / "pruned", recipe)
-    secateur.prune(dense, root / "gather", Recipe.from_dict(recipe.to_dict() | {"fold": "gather"}))
-    secateur.pack(root / "pruned", root / "packed")
-    secateur.pack(root / "pruned", root / "int8", int8=True)
-    files = root / "files"
-    files.mkdir()
-    (files / "recipe.yaml").write_text("score: ria\npattern: '2:4'\nskip: ['*.o_proj']\nsamples: 4\nguard: false\n")
-    (files / "text.txt").write_text(TEXT)
-    rows = [{"text": TEXT[i : i + 300], "id": i, "meta": {"a": [i]}} for i in range(8)]
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    (files / "text.jsonl").write_bytes(lines)
-    (files / "text.jsonl.gz").write_bytes(gzip.compress(lines))
-    parquet.write_table(arrow.table({"text": [row["text"] for row in rows], "id": [0] * 8}), files / "text.parquet")
+if importlib.util.find_spec("gguf"):
+    TARGETS["gguf"] = Target("files", "model.gguf", damage.in_head, (secateur.inspect, prune, plan), of_file=True)
 
 
 # ---------------------------------------------------------------- cases
@@ -259,7 +246,7 @@ def main(words: list[str] | None = None) -> int:
     only = tuple(options.only)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        make_folders(root)
+        specimens.make(root)
         if options.case is not None:
             print(*Case(options.seed, options.case, only).run(root), sep="\n")
             return 0
