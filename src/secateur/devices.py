@@ -60,6 +60,17 @@ def full_precision() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let torch compute with so many threads for a while: sums that are parted otherwise round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on ``device`` now: of a CUDA device its own, else the machine's."""
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see."""
+"""What users are meant to see: the one exception, and notices."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message names what was wrong, where, and what to do about it. The command line prints it
     without a traceback and exits with code 2.
     """
+
+
+class Notice(UserWarning):
+    """Something that a user should know and that stops nothing. The command line prints it as one line."""

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from secateur.checkpoint import MANIFEST, ORDERS, Source, Writer, check_destination, local_folder
+from secateur.checkpoint import MANIFEST, ORDERS, Source, Workspace, Writer, check_apart, local_folder
 from secateur.checkpoint.layout import PACKED_TYPE
 from secateur.checkpoint.packed import as_tensors
 from secateur.checkpoint.sparse import BITS, SparseWeight, pack_int8
@@ -54,22 +54,23 @@ def pack(
         model: a pruned model: a hub name, a folder, or a ``.gguf`` file. It need not come from Secateur.
         out: the folder to write; plain transformers refuses it, :func:`secateur.load` runs it.
         int8: round the kept values to int8, with a scale for each row and 128 columns.
-        force: replace a model folder that is already there.
+        force: replace a model folder that Secateur wrote.
         progress: is told how far it is.
 
     Raises:
         InputError: when something given cannot be used, or nothing would get smaller; nothing is written then.
     """
-    out, progress = Path(out), progress or Progress()
-    check_destination(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with progress, local_folder(str(model), out.parent) as folder, Writer(out, force) as writer:
+    progress = progress or Progress()
+    with progress, Workspace(out, model, force=force) as work, local_folder(str(model), work.folder) as folder:
+        check_apart(work.out, folder)
+        work.begin()
         source = Source(folder)
         if source.packed:
             raise InputError(f"{model} is packed already")
         skeleton = source.skeleton(torch.float32)
         blocks = blocks_of(skeleton, family_of(skeleton))
         progress.start("pack", len(blocks), "blocks")
+        writer = Writer(work, 1 + len(blocks))
         inside = tuple(block.prefix for block in blocks)
         outer = source.read([name for name in source.names() if not name.startswith(inside)])
         _add(writer, source.stacks.split(outer), {})
@@ -106,22 +107,23 @@ def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress:
     Args:
         model: a folder that :func:`pack` wrote.
         out: the folder to write.
-        force: replace a model folder that is already there.
+        force: replace a model folder that Secateur wrote.
         progress: is told how far it is.
 
     Raises:
         InputError: when the folder is not a packed one, or is damaged; nothing is written then.
     """
-    folder, out, progress = Path(model), Path(out), progress or Progress()
-    check_destination(out, force)
-    source = Source(folder)
-    if not source.packed:
-        raise InputError(f"{folder} is not packed")
-    with progress, Writer(out, force) as writer:
+    folder, progress = Path(model), progress or Progress()
+    with progress, Workspace(out, folder, force=force) as work:
+        source = Source(folder)
+        if not source.packed:
+            raise InputError(f"{folder} is not packed")
         shards: dict[Path, list[str]] = {}
         for name in source.names():
             shards.setdefault(source.files[source.stacks.parts(name)[0]], []).append(name)
         progress.start("unpack", len(shards), "files")
+        work.begin()
+        writer = Writer(work, len(shards))
         for _, names in sorted(shards.items()):
             writer.add(source.stacks.split(source.read(names)))
             progress.advance(1)
@@ -157,9 +159,9 @@ def _bytes(tensors: dict[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
+def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _orders(folder: Path) -> dict[str, Tensor]:

@@ -1,14 +1,16 @@
 """Model folders in and out, a block at a time.
 
 A checkpoint is a plain Hugging Face folder: config, tokenizer, safetensors. :class:`Source` reads its
-tensors by name without loading the rest; :class:`Writer` writes one shard per block into a hidden folder
-beside the destination, which takes its final name only when everything is in it.
+tensors by name without loading the rest; :class:`Writer` writes one shard per block in a :class:`Workspace`, a hidden
+folder beside the destination, from which the model takes its final name only when everything is in it.
 """
 
+from secateur.checkpoint.destination import check_apart
 from secateur.checkpoint.layout import INDEX, MANIFEST, ORDERS, WEIGHTS
 from secateur.checkpoint.resolve import convert, load_whole, local_folder, outline
 from secateur.checkpoint.source import Source, context_of, load_into
-from secateur.checkpoint.writer import Writer, check_destination
+from secateur.checkpoint.workspace import Workspace
+from secateur.checkpoint.writer import Writer
 
 __all__ = [
     "INDEX",
@@ -16,8 +18,9 @@ __all__ = [
     "ORDERS",
     "WEIGHTS",
     "Source",
+    "Workspace",
     "Writer",
-    "check_destination",
+    "check_apart",
     "context_of",
     "convert",
     "load_into",

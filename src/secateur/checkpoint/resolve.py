@@ -1,6 +1,5 @@
 """Turn what a user calls a model into a folder of safetensors."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from secateur.checkpoint.durable import scratch_folder
 from secateur.checkpoint.layout import COMPANIONS
 from secateur.checkpoint.source import Source, empty_model, naming, read_config
 from secateur.errors import InputError
@@ -40,8 +40,7 @@ def local_folder(model: str, scratch: Path | None = None) -> Iterator[Path]:
         if Source(folder).fits_model():
             yield folder
             return
-    with tempfile.TemporaryDirectory(prefix=".secateur-", dir=scratch) as name:
-        converted = Path(name)
+    with scratch_folder(scratch) as converted:
         convert(folder, converted, gguf_file)
         if not Source(converted).fits_model():
             raise InputError(

@@ -1,5 +1,6 @@
 """Read a model folder, tensor by tensor."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from secateur.checkpoint.experts import Stacks
 from secateur.checkpoint.layout import GATHER_TYPE, INDEX, PACKED_TYPE, WEIGHTS
 from secateur.checkpoint.packed import Entry, declared, parts_of, read_sparse
 from secateur.checkpoint.sparse import SparseWeight
+from secateur.digests import file_digest
 from secateur.errors import InputError
 
 
@@ -88,6 +90,15 @@ class Source:
             raise InputError(f"{self.folder} is packed, and cannot be {purpose}: secateur unpack it first")
         if self.gathers:
             raise InputError(f"{self.folder} was written with --fold gather, and cannot be {purpose}")
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells that the files are others, by name: SHA-256 of the config, and of each header and size."""
+        found = {"config.json": file_digest(self.folder / "config.json")}
+        for path in sorted(set(self.files.values())):
+            with path.open("rb") as file:
+                header = file.read(int.from_bytes(start := file.read(8), "little"))
+            found[path.name] = hashlib.sha256(start + header + str(path.stat().st_size).encode()).hexdigest()
+        return found
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of the tensors that begin with ``prefix``, in the order of their files."""
