@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ def finished_files(home: Path) -> int:
 
 
 def trial(
-    model: Path, home: Path, recipe: secateur.Recipe, force: bool, numbers: list[int], draw: random.Random
+    model: Path, home: Path, recipe: secateur.Recipe, force: bool, numbers: Sequence[int], draw: random.Random
 ) -> int:
     """Kill one run by the signals of these ``numbers``, and resume it to its end; how many there was time for."""
     out, log = home / "out", home / "log"

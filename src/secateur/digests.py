@@ -29,7 +29,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(memoryview(tensor.cpu().flatten().view(torch.uint8).numpy()))
+        found.update(tensor.cpu().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

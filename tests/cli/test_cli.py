@@ -130,7 +130,7 @@ def test_too_few_tokens_and_dead_channels_are_reported(tmp_path, dense, capsys):
         (["prune", "DENSE", "--out", "OUT", "--sparsity", "1"], "not in"),
         (["prune", "DENSE", "--out", "OUT", "--score", "best"], "best"),
         (["prune", "DENSE", "--out", "OUT", "--scor", "ria"], "--score"),
-        (["prune", "DENSE", "--out", "DENSE"], "--force"),
+        (["prune", "DENSE", "--out", "DENSE"], "holds the model itself"),
         (["prune", "DENSE"], "--out"),
         (["prune", "DENSE", "--out", "OUT", "--recipe", "none.yaml"], "none.yaml"),
         (["eval", "DENSE", "--data", "missing.txt"], "no file missing.txt"),

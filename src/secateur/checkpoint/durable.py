@@ -115,10 +115,12 @@ def _is_abandoned(scratch: Path) -> bool:
         own = scratch.lstat().st_uid == getattr(os, "geteuid", int)()
         if not own or scratch.is_symlink() or not (scratch / "lock").is_file():
             return False
-        held = lock(scratch / "lock")
-        if held is None:
+        if (held := lock(scratch / "lock")) is None:
             return False
         with held:
-            return lock(scratch / "lock") is None  # else locks lock nothing here
+            if (again := lock(scratch / "lock")) is None:
+                return True
+            again.close()  # locks lock nothing here
+            return False
     except OSError:
         return False  # it is being removed just now

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
@@ -84,10 +84,16 @@ class Workspace:
             InputError: when ``out`` cannot be written or replaced, another process writes to it, or work that can be
                 resumed is there and is not to be.
         """
-        left = self.folder.exists()
-        if not left:  # nothing is made, not even the workspace, when all is refused
-            self._check()
-        self._lock = self._locked()
+        try:
+            left = self.folder.exists()
+            if not left:  # nothing is made, not even the workspace, when all is refused
+                self._check()
+            held = lock(self.folder / LOCK)
+        except OSError as error:
+            raise InputError(f"{self.out} cannot be written: {error.strerror} ({error.filename})") from None
+        if held is None:
+            raise InputError(f"another process is writing to {self.out}: wait for it, or give another --out")
+        self._lock = held
         try:
             if left:
                 self._take_over()
@@ -130,15 +136,6 @@ class Workspace:
         if self._source.exists():  # else it is the name of one on the hub
             check_apart(self.out, self._source)
         check_destination(self.out, self._force)
-
-    def _locked(self) -> BinaryIO:
-        try:
-            held = lock(self.folder / LOCK)
-        except OSError as error:
-            raise InputError(f"{self.out} cannot be written: {error.strerror} ({error.filename})") from None
-        if held is None:
-            raise InputError(f"another process is writing to {self.out}: wait for it, or give another --out")
-        return held
 
     def _take_over(self) -> None:
         left = any(path.name != LOCK for path in self.folder.iterdir())

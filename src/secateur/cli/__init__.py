@@ -1,8 +1,8 @@
 """The command line: a thin skin over the Python API.
 
-Exit codes: 0 success, 1 a failed check, 2 bad input, 128 + n stopped by signal n (130 is Ctrl-C). Results go to standard
-output, progress and errors to standard error. Modules here import torch, transformers and tables of results only inside of
-commands: help, completion and the answer to a typo take a fraction of a second.
+Exit codes: 0 success, 1 a failed check, 2 bad input, 128 + n stopped by signal n (130 is Ctrl-C). Results go to
+standard output, progress and errors to standard error. Modules here import torch, transformers and tables of results
+only inside of commands: help, completion and the answer to a typo take a fraction of a second.
 """
 
 import itertools
