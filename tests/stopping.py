@@ -1,13 +1,12 @@
 """Stop work at any of its changes of the file system."""
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from secateur.checkpoint import workspace
+from secateur.checkpoint import durable, workspace
 from secateur.errors import InputError
 
 STEPS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
@@ -29,7 +28,6 @@ WAYS: dict[str, Callable[[], None] | None] = {
     "killed": None,
     "interrupted": _interrupt,
     "full disk": _fill_the_disk,
-    "terminated": lambda: os.kill(os.getpid(), signal.SIGTERM),
 }
 
 
@@ -55,10 +53,10 @@ def stopping(step: int, way: str, exchanges: bool = True) -> Iterator[None]:
 
         return changing
 
-    exchange = counted(workspace.exchange) if exchanges else lambda *_: False
-    with mock.patch.multiple(os, **{name: counted(getattr(os, name)) for name in STEPS}):
-        with mock.patch.object(workspace, "exchange", exchange):
-            yield
+    exchange = counted(durable.exchange) if exchanges else lambda *_: False
+    changes: dict[str, Any] = {name: counted(getattr(os, name)) for name in STEPS}
+    with mock.patch.multiple(os, **changes), mock.patch.object(workspace, "exchange", exchange):
+        yield
 
 
 def stopped(work: Callable[[], object], step: int, way: str = "killed", exchanges: bool = True) -> bool:

@@ -3,7 +3,7 @@ import json
 import os
 import shutil
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -68,11 +68,11 @@ def test_whatever_stops_a_run_the_old_or_the_new_model_is_there(tmp_path, dense,
     out, steps = tmp_path / "out", 0
     for step in (*range(0, 44, 4), *range(44, 200)):
         shutil.copytree(tmp_path / "before", out)
-        was_stopped = stopped(lambda: write(dense, out, 2, force=True), step, way, exchanges)
-        if exchanges or way != "killed":  # else the next run sees to it
-            assert value_of(out) in (1, 2), f"lost at step {step}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Notice)
+            was_stopped = stopped(lambda: write(dense, out, 2, force=True), step, way, exchanges)
+            if exchanges or way != "killed":  # else the next run sees to it
+                assert value_of(out) in (1, 2), f"lost at step {step}"
             with suppress(InputError):
                 write(dense, out, 2, resume=True)
             assert value_of(out) in (1, 2), f"lost after step {step}"
@@ -106,18 +106,27 @@ def test_a_failing_swap_is_taken_back_at_once(tmp_path, dense, monkeypatch):
     assert value_of(tmp_path / "out") == 2
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, dense, monkeypatch):
     calls = []
-    monkeypatch.setattr(os, "fsync", lambda file: calls.append(os.readlink(f"/proc/self/fd/{file}")))
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append(str(Path(f"/proc/self/fd/{file}").readlink())))
     replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+
+    def replacing(*paths):
+        calls.append("replace")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", replacing)
     with durable.replacing(tmp_path / "file") as aside:
         aside.write_text("content")
     assert calls == [str(aside), "replace", str(tmp_path)]
+    calls.clear()
+    write(dense, tmp_path / "out", 1)
+    swap = len(calls) - 1 - calls[::-1].index(str(tmp_path))
+    assert str(tmp_path / ".out.partial") in calls[swap:], "the exchange of names is on the disk as well"
     with pytest.raises(KeyError), durable.replacing(tmp_path / "file") as aside:
         aside.write_text("half")
         raise KeyError
-    assert names(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "content"
+    assert names(tmp_path) == ["dense", "file", "out"] and (tmp_path / "file").read_text() == "content"
 
 
 def test_folders_are_exchanged_in_one_step_or_not_at_all(tmp_path):
@@ -196,9 +205,9 @@ def test_a_lock_that_was_removed_locks_nothing(tmp_path):
     assert lock(tmp_path / "lock") is None
     (tmp_path / "lock").unlink()
     second = lock(tmp_path / "lock")
-    assert second is not None
-    for held in (first, second):
-        held.close()
+    assert first is not None and second is not None
+    first.close()
+    second.close()
 
 
 # ---------------------------------------------------------------- what may be replaced
@@ -282,18 +291,18 @@ def test_the_current_folder_is_not_replaced(tmp_path, dense, monkeypatch):
         refused("holds the current folder", dense, out)
 
 
-def test_what_has_come_to_lie_there_meanwhile_is_not_replaced(tmp_path, dense):
+def test_what_has_come_to_lie_there_meanwhile_is_not_replaced(tmp_path, dense, monkeypatch):
     out = tmp_path / "out"
+    finish = Writer.finish
+
+    def late(*args):
+        out.mkdir()
+        (out / "thesis.tex").touch()
+        finish(*args)
+
+    monkeypatch.setattr(Writer, "finish", late)
     with pytest.raises(InputError, match="changed while the new model was made") as refusal:
-        with Workspace(out, dense) as work:
-            work.begin({"value": 2}, ["write", "2"])
-            writer = Writer(work, 1)
-            writer.add({"weight": torch.ones(3)})
-            with work.file("record") as path:
-                path.write_text("done")
-            out.mkdir()
-            (out / "thesis.tex").touch()
-            writer.finish(dense, {"value": 2})
+        write(dense, out, 2)
     assert names(out) == ["thesis.tex"]
     assert "`write 2 --resume` goes on" in refusal.value.__notes__[0], "the finished model is kept"
 
@@ -305,22 +314,33 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, dense, out)
     assert names(tmp_path) == ["dense", "file"]
 
 
+def test_a_folder_that_only_has_the_workspaces_name_is_left_alone(tmp_path, dense):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "thesis.tex").touch()
+    refused("was not made by Secateur", dense, tmp_path / "out", force=True, resume=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".other.partial").symlink_to(tmp_path / "elsewhere")
+    refused("was not made by Secateur", dense, tmp_path / "other")
+    assert names(tmp_path / ".out.partial") == ["thesis.tex"]
+
+
 # ---------------------------------------------------------------- conversions
 
 
 def test_what_killed_conversions_left_is_removed_and_living_ones_stay(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    with scratch_folder(None) as living:
+    with ExitStack() as stack, scratch_folder(None) as living:
         if (process := os.fork()) == 0:
             with scratch_folder(None) as folder:
                 (folder / "large").touch()
                 os._exit(0)
         os.waitpid(process, 0)
         (dead,) = (path for path in tmp_path.iterdir() if path != living)
-        with pytest.warns(Notice, match=f"removed {dead}"), scratch_folder(None):
-            assert not dead.exists()
-            assert living.exists()
+        with pytest.warns(Notice, match=f"removed {dead}"):
+            stack.enter_context(scratch_folder(None))
+        assert not dead.exists()
+        assert living.exists()
         monkeypatch.setattr(durable, "fcntl", None)  # where there are no locks, nothing can be known
         with scratch_folder(None):
             assert living.exists()

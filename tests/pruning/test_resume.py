@@ -5,6 +5,7 @@ import shutil
 import signal
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from secateur.cli import main
 from secateur.devices import threads
 from secateur.digests import file_digest
 from secateur.errors import InputError
+from secateur.pruning import folder, group, journal, prepare
 from secateur.pruning import walk as walking
 from secateur.pruning.journal import command_of
 from secateur.recipe import Recipe
 from tests import pico
-from tests.stopping import Died, stopped, stopping
+from tests.stopping import WAYS, stopped, stopping
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40
 # Steps of the file system: the journal, then the outer tensors and each of three blocks with its record.
@@ -47,18 +49,18 @@ def content(folder):
 def pruned_blocks(monkeypatch):
     """The blocks whose work is done from now on, by name."""
     seen = []
-    prune_group = walking.prune_group
+    prune_group = group.prune_group
 
-    def noting(visit, group, task):
+    def noting(visit, readers, task):
         if visit.where not in seen:
             seen.append(visit.where)
-        prune_group(visit, group, task)
+        prune_group(visit, readers, task)
 
     monkeypatch.setattr(walking, "prune_group", noting)
     return seen
 
 
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "50 %": {},
     "one shot": {"score": "wanda", "one_shot": True},
     "2:4, model-wide order": {"pattern": "2:4"},
@@ -147,7 +149,7 @@ def test_the_command_says_every_option(tmp_path, monkeypatch, capsys):
         score="wanda", pattern="2:4", skip=("*.q_proj", "a b"), permute="greedy", communities=2, guard=False,
         reconstruct="cg", refine=True, one_shot=True, seed=3, alpha=0.25,
     )  # fmt: skip
-    got = {}
+    got: dict[str, Any] = {}
     monkeypatch.setattr(secateur, "prune", lambda *args, **options: got.update(args=args, **options) or {})
     with pytest.raises((SystemExit, KeyError)):
         main([*command_of("a model", tmp_path / "out", recipe, True)[1:], "--resume", "--json"])
@@ -194,15 +196,13 @@ def test_threads_batches_and_precision_stay_those_of_the_start(tmp_path, recipe,
     dense, recipe = pico.save("llama-gqa-tied", tmp_path / "dense"), replace(recipe, dtype="auto")
     with threads(2):
         assert stopped(lambda: secateur.prune(dense, tmp_path / "out", recipe), 45)
-    used = {}
+    used: dict[str, int] = {}
 
     def draw(source, recipe, batch, device):
         used.update(batch=batch, threads=torch.get_num_threads())
         return real(source, recipe, batch, device)
 
-    from secateur.pruning import folder, journal
-
-    real = folder.draw_samples
+    real = prepare.draw_samples
     monkeypatch.setattr(folder, "draw_samples", draw)
     monkeypatch.setattr(journal, "batch_size", lambda _: 1)
     monkeypatch.setattr(journal, "choose_dtype", lambda *_: torch.bfloat16)
@@ -236,10 +236,10 @@ def test_to_resume_what_was_never_begun_is_to_begin(tmp_path, recipe):
 )
 def test_signals_leave_what_resume_needs_and_say_so(number, name, code, tmp_path, recipe, monkeypatch, capsys):
     dense = pico.save("llama-gqa-tied", tmp_path / "dense")
-    monkeypatch.setitem(__import__("tests.stopping").stopping.WAYS, "terminated", lambda: os.kill(os.getpid(), number))
+    monkeypatch.setitem(WAYS, "signal", lambda: os.kill(os.getpid(), number))
     words = [*command_of(dense, tmp_path / "out", recipe, False)[1:], "--quiet"]
     for step, message in ((5, ""), (45, "4 finished files of it are in")):
-        with pytest.raises(SystemExit) as end, stopping(step, "terminated"):
+        with pytest.raises(SystemExit) as end, stopping(step, "signal"):
             main(words)
         assert end.value.code == code
         said = " ".join(capsys.readouterr().err.split())
@@ -251,17 +251,26 @@ def test_signals_leave_what_resume_needs_and_say_so(number, name, code, tmp_path
     assert end.value.code == 0
 
 
-def test_a_signal_that_is_to_be_ignored_stays_so(tmp_path, recipe, capsys):
+def test_a_signal_that_is_to_be_ignored_stays_so(tmp_path, recipe, monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         dense = pico.save("llama-gqa-tied", tmp_path / "dense")
-        with pytest.raises(SystemExit) as end, stopping(45, "killed"):
-            os.kill(os.getpid(), signal.SIGHUP)
-            main([*command_of(dense, tmp_path / "out", recipe, False)[1:], "--quiet", "--help"])
+        monkeypatch.setitem(WAYS, "signal", lambda: os.kill(os.getpid(), signal.SIGHUP))
+        with pytest.raises(SystemExit) as end, stopping(45, "signal"):
+            main([*command_of(dense, tmp_path / "out", recipe, False)[1:], "--quiet"])
         assert end.value.code == 0
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_is_removed_is_named(tmp_path, recipe, capsys):
+    dense = pico.save("llama-gqa-tied", tmp_path / "dense")
+    assert stopped(lambda: secateur.prune(dense, tmp_path / "out", recipe), 10)
+    with pytest.raises(SystemExit) as end:
+        main([*command_of(dense, tmp_path / "out", recipe, False)[1:], "--quiet"])
+    assert end.value.code == 0
+    assert "note: removed" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said_and_what_is_finished_is_kept(tmp_path, recipe, capsys):
@@ -271,5 +280,4 @@ def test_a_full_disk_is_said_and_what_is_finished_is_kept(tmp_path, recipe, caps
     assert end.value.code == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "No space left on device" in said and "--resume`" in said and "Traceback" not in said
-    assert Died.__doc__
     secateur.prune(dense, tmp_path / "out", recipe, resume=True)

@@ -1,7 +1,7 @@
 """The hidden folder in which a model folder is made, so that ``out`` is always the old model or the new one, whole.
 
     .OUT.partial/
-        lock            held by the process that works here
+        secateur.lock   held by the process that works here
         journal.json    what has been finished: the SHA-256 of every file, and whose work it is
         model/          the folder to come
         old/            the one before, while it gives way on a system that cannot exchange folders in one step
@@ -36,7 +36,7 @@ from secateur.checkpoint.layout import MANIFEST
 from secateur.digests import file_digest
 from secateur.errors import InputError, Notice
 
-LOCK, JOURNAL, MODEL, OLD = "lock", "journal.json", "model", "old"
+LOCK, JOURNAL, MODEL, OLD = "secateur.lock", "journal.json", "model", "old"
 
 
 class Journal(msgspec.Struct):
@@ -85,7 +85,9 @@ class Workspace:
                 resumed is there and is not to be.
         """
         try:
-            left = self.folder.exists()
+            left = self.folder.is_symlink() or (self.folder.exists() and any(self.folder.iterdir()))
+            if left and (self.folder.is_symlink() or not (self.folder / LOCK).exists()):
+                raise InputError(f"{self.folder} was not made by Secateur, which needs that name: move it away")
             if not left:  # nothing is made, not even the workspace, when all is refused
                 self._check()
             held = lock(self.folder / LOCK)
@@ -112,8 +114,7 @@ class Workspace:
         What this run did by itself goes as well when its input proved bad.
         """
         try:
-            self._settle()
-            keep = error is not None and self._can_be_resumed()
+            keep = not self._settle() and error is not None and self._can_be_resumed()
             if isinstance(error, InputError) and not self._resumed and not self._finished:
                 keep = False
             if error is not None and keep:
@@ -129,6 +130,8 @@ class Workspace:
                 self._clear()
                 (self.folder / LOCK).unlink()
                 self.folder.rmdir()
+        except OSError as error:  # no reason to let fail what has come so far
+            warnings.warn(f"{self.folder} could not be removed ({error}): delete it", Notice, stacklevel=3)
         finally:
             self._lock.close()
 
@@ -143,23 +146,21 @@ class Workspace:
             self.journal = msgspec.json.decode((self.folder / JOURNAL).read_bytes(), type=Journal)
         except (OSError, msgspec.DecodeError):
             self.journal = Journal()
-        self._settle()
-        self._resumed = self._can_be_resumed()
+        self._resumed = not self._settle() and self._can_be_resumed()
         if self._resumed and not self._resume:
             raise InputError(f"a run to {self.out} was cut short: {self._remains()}")
         if left and not self._resumed:
             self._clear()
             warnings.warn(f"removed {self.folder}, which a run that was cut short had left", Notice, stacklevel=4)
 
-    def _settle(self) -> None:
-        """Complete the exchange of a finished model that had begun, and remove what it leaves."""
+    def _settle(self) -> bool:
+        """Complete an exchange that had begun; whether the model that was made here is at ``out``."""
         if not self._finished:
-            return
+            return False
         if not self.out.exists() and (self.folder / OLD).exists():
             (self.folder / MODEL).rename(self.out)
             sync(self.out.parent)
-        if (self.out / MANIFEST).is_file() and file_digest(self.out / MANIFEST) == self._finished:
-            self._clear()
+        return (self.out / MANIFEST).is_file() and file_digest(self.out / MANIFEST) == self._finished
 
     @property
     def _finished(self) -> str | None:

@@ -97,6 +97,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     try:
         with _signals(), warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
+            warnings.simplefilter("always", Notice)
             app.config = _defaults(tokens)
             app(tokens, error_console=err)
     except (InputError, OSError) as error:
