@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -191,6 +192,23 @@ def test_bad_input_leaves_nothing_of_its_own_run(tmp_path, dense):
     assert names(tmp_path) == ["dense"]
 
 
+def test_the_journal_names_nothing_that_is_not_there(tmp_path, dense):
+    def bad():
+        with Workspace(tmp_path / "out", dense) as work:
+            work.begin({}, ["write"])
+            for name in ("record", "model/shard"):
+                with work.file(name) as path:
+                    path.write_text("done")
+            raise InputError("bad")
+
+    for step in range(40):
+        stopped(bad, step)
+        journal = tmp_path / ".out.partial" / "journal.json"
+        for name, digest in json.loads(journal.read_text())["files"].items() if journal.exists() else ():
+            assert file_digest(journal.parent / name) == digest, f"at step {step}"
+        shutil.rmtree(tmp_path / ".out.partial", ignore_errors=True)
+
+
 def test_a_second_process_is_told_at_its_start(tmp_path, dense):
     with Workspace(tmp_path / "out", dense) as work:
         work.begin()
@@ -200,14 +218,23 @@ def test_a_second_process_is_told_at_its_start(tmp_path, dense):
     assert names(tmp_path) == ["dense"]
 
 
-def test_a_lock_that_was_removed_locks_nothing(tmp_path):
-    first = lock(tmp_path / "lock")
-    assert lock(tmp_path / "lock") is None
-    (tmp_path / "lock").unlink()
-    second = lock(tmp_path / "lock")
-    assert first is not None and second is not None
-    first.close()
-    second.close()
+def test_a_lock_that_was_removed_locks_nothing(tmp_path, monkeypatch):
+    """Whoever held it removes it between the opening of the file and its locking."""
+    path, flock = tmp_path / "lock", fcntl.flock
+
+    def late(*args):
+        monkeypatch.undo()
+        path.unlink()
+        flock(*args)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    held = lock(path)
+    assert held is not None
+    with held:
+        assert lock(path) is None
+    again = lock(path)
+    assert again is not None
+    again.close()
 
 
 # ---------------------------------------------------------------- what may be replaced

@@ -77,11 +77,11 @@ def test_a_killed_run_ends_in_the_bytes_of_one_that_was_not(name, tmp_path, reci
     dense, recipe = pico.save("llama-gqa-tied", tmp_path / "dense"), replace(recipe, **RECIPES[name])
     secateur.prune(dense, tmp_path / "whole", recipe)
     out, blocks = tmp_path / "out", 3
-    for stop in (60, 12, 30):  # again and again, at another place: the last time nothing new is finished
+    for stop in (30, 12, 28):  # again and again, at another place
         assert stopped(lambda: secateur.prune(dense, out, recipe, resume=True), stop)
         journal = json.loads((tmp_path / ".out.partial" / "journal.json").read_text())
         blocks = 3 - sum(name.endswith(".results") for name in journal["files"])
-    assert blocks < 3
+    assert blocks in (1, 2)
     seen = pruned_blocks(monkeypatch)
     secateur.prune(dense, out, recipe, resume=True)
     assert len(seen) == blocks, "what is finished is not done again"
@@ -93,7 +93,7 @@ def test_a_killed_run_ends_in_the_bytes_of_one_that_was_not(name, tmp_path, reci
 def test_other_families_as_well(name, tmp_path, recipe):
     dense, recipe = pico.save(name, tmp_path / "dense", torch.bfloat16), replace(recipe, pattern="2:4")
     secateur.prune(dense, tmp_path / "whole", recipe)
-    assert stopped(lambda: secateur.prune(dense, tmp_path / "out", recipe), 50)
+    assert stopped(lambda: secateur.prune(dense, tmp_path / "out", recipe), 33)
     secateur.prune(dense, tmp_path / "out", recipe, resume=True)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
