@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from secateur.checkpoint import INDEX, Source, Workspace, Writer, load_into, local_folder
+from secateur.checkpoint import INDEX, Source, Workspace, Writer, check, load_into, local_folder
 from secateur.errors import InputError
 from secateur.runtime.loading import load
 from tests import pico
@@ -160,10 +160,10 @@ def test_an_older_layout_is_brought_up_to_date(folder):
     path = folder / "model.safetensors"
     old = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
     save_file(old, path, metadata={"format": "pt"})
-    assert not Source(folder).fits_model()
+    assert not check(Source(folder))
     with local_folder(str(folder)) as converted:
         assert converted != folder
-        assert Source(converted).fits_model()
+        assert check(Source(converted))
     assert not converted.exists()
 
 

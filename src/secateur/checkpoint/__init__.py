@@ -5,10 +5,12 @@ tensors by name without loading the rest; :class:`Writer` writes one shard per b
 folder beside the destination, from which the model takes its final name only when everything is in it.
 """
 
+from secateur.checkpoint.checks import check, check_finite, opened, read_orders
+from secateur.checkpoint.config import context_of, load_into, naming
 from secateur.checkpoint.destination import check_apart
 from secateur.checkpoint.layout import INDEX, MANIFEST, ORDERS, WEIGHTS
-from secateur.checkpoint.resolve import convert, load_whole, local_folder, outline
-from secateur.checkpoint.source import Source, context_of, load_into
+from secateur.checkpoint.resolve import check_there, convert, load_whole, local_folder, outline
+from secateur.checkpoint.source import Source
 from secateur.checkpoint.workspace import Workspace
 from secateur.checkpoint.writer import Writer
 
@@ -20,11 +22,17 @@ __all__ = [
     "Source",
     "Workspace",
     "Writer",
+    "check",
     "check_apart",
+    "check_finite",
+    "check_there",
     "context_of",
     "convert",
     "load_into",
     "load_whole",
     "local_folder",
+    "naming",
+    "opened",
     "outline",
+    "read_orders",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateur.checkpoint.layout import COMPANIONS, GATHER_TYPE, INDEX, MANIFEST, ORDERS
 from secateur.checkpoint.workspace import MODEL, Workspace
+from secateur.files import member, read_object
 
 
 class Writer:
@@ -80,14 +81,12 @@ class Writer:
         weight_map = {name: self._name(number) for number, shard in enumerate(self._shards) for name in shard}
         size = sum(sum(shard.values()) for shard in self._shards)
         self._write_json(INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
-        for pattern in COMPANIONS:
-            for file in companions_from.glob(pattern):
-                if not file.name.endswith(".index.json") and file.name != MANIFEST:
-                    with self._work.file(f"{MODEL}/{file.name}") as path:
-                        shutil.copyfile(file, path)
+        for name in COMPANIONS:
+            if file := member(companions_from, name):
+                with self._work.file(f"{MODEL}/{name}") as path:
+                    shutil.copyfile(file, path)
         if gathers:
-            config = json.loads((companions_from / "config.json").read_text(encoding="utf-8"))
-            config = {"model_type": GATHER_TYPE, "base": config}
+            config = {"model_type": GATHER_TYPE, "base": read_object(companions_from / "config.json")}
         if config is not None:
             self._write_json("config.json", config)
         if orders:

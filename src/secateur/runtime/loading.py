@@ -7,12 +7,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from secateur.checkpoint import Source, load_into, load_whole
+from secateur.checkpoint import Source, check, load_into, load_whole, naming
 from secateur.checkpoint.packed import Entry
-from secateur.checkpoint.source import naming
 from secateur.checkpoint.sparse import stack_rows
 from secateur.devices import choose_device
-from secateur.errors import InputError
 from secateur.models.gather import ORDER, attach_orders
 from secateur.runtime.acceleration import accelerate
 from secateur.runtime.kernels import KERNELS
@@ -44,6 +42,7 @@ def load(folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.de
     """
     chosen = choose_device(str(device))
     source = Source(Path(folder))
+    check(source)  # what goes by older names is left to transformers, which says as well what is missing
     if source.packed:
         model = _load_packed(source, dtype, keep=chosen.type == "cpu")
     else:
@@ -66,15 +65,9 @@ def _load_packed(source: Source, dtype: torch.dtype | str, keep: bool) -> PreTra
     precision = stored if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
     model = source.skeleton(precision)
     packed = _keep_packed(model, source, precision) if keep and KERNELS else set()
-    try:
-        # What no kernel runs is expanded as it is read: other types, and transposed weights.
-        plain = source.read([name for name in source.names() if name not in packed])
-        load_into(model, plain, "", torch.device("cpu"))
-    except RuntimeError as error:
-        raise InputError(f"{source.folder} has weights in another shape than its model: {error}") from error
+    # What no kernel runs is expanded as it is read: other types, and transposed weights.
+    load_into(model, source.read([name for name in source.names() if name not in packed]), "", torch.device("cpu"))
     model.tie_weights()
-    if absent := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
-        raise InputError(f"{source.folder} lacks weights of its model: {', '.join(absent[:3])}")
     if (source.folder / "generation_config.json").is_file():
         with naming(source.folder):
             model.generation_config = GenerationConfig.from_pretrained(source.folder)
@@ -92,7 +85,6 @@ def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype)
     Returns:
         The names of the parameters that are not needed any more.
     """
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     packed = set()
     for name in source.names():
         layers = source.stacks.layers(name)
@@ -101,12 +93,6 @@ def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype)
             continue
         weights = [stack_rows([source.read_sparse(part) for part in layer], name) for layer in layers]
         stacked = name in source.stacks.members
-        shape = (len(weights), *weights[0].shape) if stacked else weights[0].shape
-        if shapes.get(name) != shape or any(weight.shape != weights[0].shape for weight in weights):
-            declared = " × ".join(map(str, shape))
-            raise InputError(
-                f"{source.files[layers[0][0]]} declares {name}, {declared}, and its model has no such linear"
-            )
         if precision == torch.bfloat16:
             weights = [weight.to(precision) for weight in weights]
         path, _, attribute = name.rpartition(".")
