@@ -21,7 +21,7 @@ def nonzeros_digest(weight: Tensor) -> str:
 
 def bytes_digest(weight: Tensor) -> str:
     """SHA-256 of the bytes of ``weight`` as it is stored."""
-    return digest(weight.cpu().contiguous().view(torch.uint8))
+    return digest(weight.cpu().contiguous().flatten().view(torch.uint8))
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -84,7 +84,7 @@ def verdict_text(verdict: Verdict) -> Text:
         return Text(f"{verdict.model} FAILED\n" + "\n".join(lines), style="bold red")
     measured = verdict.logit_difference
     lines = [*verdict.checked, *([f"largest difference of a logit: {measured:.1e} of the largest"] if measured else [])]
-    return Text(f"{verdict.model}: " + "; ".join(lines))
+    return Text(f"{verdict.model}: {'; '.join(lines)}\nnot checked: {'; '.join(verdict.unchecked)}")
 
 
 def layers_table(found: Inspection) -> Table:

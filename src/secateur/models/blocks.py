@@ -1,5 +1,6 @@
 """Find a model's blocks and the linears in them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -42,6 +43,13 @@ class Block:
     def stored(self, linear: Linear, tensors: Mapping[str, Tensor]) -> Tensor:
         """The weight of one of its linears among the block's stored ``tensors``, ``(O, I)``; a view."""
         return linear.view(tensors[self.prefix + linear.tensor])
+
+    @property
+    def pruned(self) -> set[str]:
+        """The full names of those tensors of which nothing else is left than the linears that are to be pruned."""
+        held = Counter(linear.tensor for linear in self.linears)
+        layers = {x.tensor: len(self.module.get_parameter(x.stack)) for x in self.linears if x.stack}
+        return {self.prefix + tensor for tensor, number in held.items() if number == layers.get(tensor, 1)}
 
 
 def family_of(model: nn.Module) -> Family:

@@ -1,7 +1,7 @@
 """Prune a model folder: from a checkpoint to a checkpoint, with one block in memory."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from secateur import __version__
 from secateur.calibrate.calibration import Calibration
-from secateur.checkpoint import Source, Workspace, Writer, check_apart, load_into, local_folder
+from secateur.checkpoint import Source, Workspace, Writer, check_apart, check_finite, load_into, local_folder
 from secateur.checkpoint.experts import Stacks
 from secateur.devices import DTYPES, choose_device, return_freed_memory, threads
-from secateur.digests import tensors_digest
+from secateur.digests import bytes_digest, tensors_digest
 from secateur.models.blocks import Block
 from secateur.models.fold import fold_outer
 from secateur.models.gather import attach_orders
@@ -90,6 +90,7 @@ def prune(
             "computed_in": setting.dtype,
             "skipped": job.task.skipped,
             **results.report(clock),
+            "unpruned_sha256": results.unpruned,
         }
         writer.finish(folder, manifest, orders, gathers=recipe.orders_channels and recipe.fold == "gather")
     return manifest
@@ -114,6 +115,7 @@ def _load(source: Source, recipe: Recipe, setting: Setting) -> _Job:
     samples = draw_samples(source, recipe, setting.batch, device)
     inside = tuple(block.prefix for block in task.blocks)
     outer = source.read([name for name in source.names() if not name.startswith(inside)])
+    check_finite(outer, source.folder)
     return _Job(source, skeleton, device, task, samples, outer)
 
 
@@ -153,6 +155,7 @@ def _run(
         load_into(job.skeleton, job.outer, "", job.device)
     with clock("write"):
         writer.add(job.source.stacks.split(job.outer))
+        results.unpruned |= _digests(job.outer)
     calibration = Calibration(
         job.skeleton,
         task.blocks,
@@ -176,6 +179,11 @@ def _survey(job: _Job, store: "FolderStore", orderer: Orderer, progress: Progres
     with clock("order"):
         orderer.settle_shared()
     return orderer.shared
+
+
+def _digests(tensors: Mapping[str, Tensor], pruned: Collection[str] = ()) -> dict[str, str]:
+    """What proves of tensors that are not pruned that nobody changed them."""
+    return {name: bytes_digest(tensor) for name, tensor in tensors.items() if name not in pruned}
 
 
 def _work(task: Task, samples: Samples, surveys: bool, finished: int) -> tuple[int, str]:
@@ -211,6 +219,7 @@ class FolderStore:
     def read(self, block: Block) -> dict[str, Tensor]:
         """As stored, with the model-wide orders folded in."""
         tensors = self.source.read(self.source.names(block.prefix))
+        check_finite(tensors, self.source.folder)
         self._dense[block.prefix] = tensors_digest(tensors)
         self.orderer.fold_shared(block, tensors)
         self.load(block, tensors)
@@ -223,6 +232,7 @@ class FolderStore:
 
     def write(self, visit: Visit) -> None:
         """A shard of the checkpoint to come, and a record of the results."""
+        visit.results.unpruned |= _digests(visit.tensors, visit.block.pruned)
         self.writer.add(self.source.stacks.split(visit.tensors))
         self.journal.keep(visit.block, self._dense[visit.block.prefix], visit.results, self.clock)
 
@@ -235,6 +245,7 @@ class FolderStore:
             tensor = stacks.join(name, written)
             # Into the memory that the block had when it was pruned: kernels may round by where a weight begins.
             visit.tensors[name] = visit.tensors[name].copy_(tensor) if name in visit.tensors else tensor
+        visit.results.unpruned |= _digests(visit.tensors, visit.block.pruned)
         self.load(visit.block, visit.tensors)
 
     def release(self, block: Block) -> None:

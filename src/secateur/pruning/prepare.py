@@ -125,6 +125,7 @@ def draw_samples(source: Source, recipe: Recipe, batch: int, device: torch.devic
         raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
     text = data.load_text(recipe.calibration, "calibration", recipe.samples * recipe.length)
     samples = data.calibration_samples(text, source.tokenizer(), recipe.samples, recipe.length, recipe.seed)
+    data.check_ids(samples, source.config.get_text_config().vocab_size, recipe.calibration)
     origin = {
         "source": recipe.calibration,
         "samples": recipe.samples,
