@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
-from secateur.checkpoint import Source, local_folder
+from secateur.checkpoint import Source, context_of, local_folder, naming
+from secateur.data import check_ids
 from secateur.devices import check_dtype, choose_device
 from secateur.errors import InputError
 from secateur.runtime.choosing import Choice
@@ -66,15 +68,15 @@ def generate(
         raise InputError(f"{tokens} tokens cannot be generated")
     chosen = choose_device(device)
     with local_folder(str(model)) as folder:
-        tokenizer = Source(folder).tokenizer()
+        source = Source(folder)
+        tokenizer = source.tokenizer()
+        words = _encode(prompt, tokenizer, source.config, tokens).to(chosen)
         loaded = load(folder, dtype, chosen)
-    words = tokenizer(prompt, return_tensors="pt").to(chosen)
-    number = words["input_ids"].shape[1]
-    if not number:
-        raise InputError("the prompt has no tokens")
-    watch = _Stopwatch()
-    with torch.inference_mode():
-        ids = loaded.generate(**words, max_new_tokens=tokens, do_sample=False, streamer=watch)[0, number:]
+        number, watch = words["input_ids"].shape[1], _Stopwatch()
+        with torch.inference_mode(), naming(folder, "cannot continue the prompt"):
+            how = {"do_sample": False, "num_beams": 1, "streamer": watch, "logits_processor": [_check_first]}
+            ids = loaded.generate(**words, max_new_tokens=tokens, **how)
+        ids = ids[0, number:]
     packed = any(isinstance(module, SparseLinear) for module in loaded.modules())
     return Generation(
         model=str(model),
@@ -88,6 +90,31 @@ def generate(
         device=str(loaded.device),
         choices=loaded.choices,
     )
+
+
+def _encode(prompt: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, tokens: int) -> BatchEncoding:
+    """The prompt as the model takes it; raises :class:`InputError` where that and ``tokens`` more do not fit."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt is not a text: it has half a character ({error})") from None
+    words = tokenizer(prompt, return_tensors="pt")
+    number = words["input_ids"].shape[1]
+    if not number:
+        raise InputError("the prompt has no tokens")
+    check_ids(words["input_ids"], config.get_text_config().vocab_size, "the prompt")
+    if (context := context_of(config)) and number + tokens > context:
+        raise InputError(
+            f"a prompt of {number} tokens and {tokens} more exceed the model's context of {context} (--tokens)"
+        )
+    return words
+
+
+def _check_first(ids: Tensor, logits: Tensor) -> Tensor:
+    """Logits ``(B, V)`` as they are; raises :class:`InputError` if there is no likeliest among them."""
+    if logits.isnan().any():
+        raise InputError("the model gives logits that are no numbers (NaN): its weights are damaged or too large")
+    return logits
 
 
 class _Stopwatch(BaseStreamer):
