@@ -1,10 +1,11 @@
 """The command line: a thin skin over the Python API.
 
-Exit codes: 0 success, 1 a failed check, 2 bad input, 128 + n stopped by signal n (130 is Ctrl-C). Results go to
-standard output, progress and errors to standard error. Modules here import torch, transformers and tables of results
+Exit codes: 0 success, 1 a failed check, 2 bad input, 70 a bug, 128 + n stopped by signal n (130 is Ctrl-C). Results go
+to standard output, progress and errors to standard error. Modules here import torch, transformers and tables of results
 only inside of commands: help, completion and the answer to a typo take a fraction of a second.
 """
 
+import io
 import itertools
 import logging
 import os
@@ -19,10 +20,11 @@ import cyclopts
 
 from secateur.cli import checks, models, running  # noqa: F401 (their commands join the app)
 from secateur.cli.common import app
-from secateur.errors import InputError, Notice
+from secateur.cli.failures import report, say
+from secateur.errors import Notice
 from secateur.recipe import Recipe
 
-BAD_INPUT, SIGNALLED = 2, 128
+SIGNALLED = 128
 
 
 def _value_of(option: str, tokens: Sequence[str]) -> str | None:
@@ -68,16 +70,6 @@ def _signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _say(error: BaseException, text: str) -> None:
-    """A message about ``error`` and its notes, on standard error; nothing where the terminal has been closed."""
-    from secateur.console.terminal import err
-
-    with suppress(OSError):
-        err.print(f"[bold red]{text}[/]", end=" ")
-        lines = [*([] if isinstance(error, KeyboardInterrupt) else [str(error)]), *getattr(error, "__notes__", ())]
-        err.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
     from secateur.console.terminal import err
 
@@ -92,6 +84,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
     from secateur.console.terminal import err
 
     tokens = sys.argv[1:] if tokens is None else tokens
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     logging.disable(logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers obeys it too, without being loaded yet
     try:
@@ -100,10 +95,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
             warnings.simplefilter("always", Notice)
             app.config = _defaults(tokens)
             app(tokens, error_console=err)
-    except (InputError, OSError) as error:
-        _say(error, "error:")
-        sys.exit(BAD_INPUT)
+    except Exception as error:
+        sys.exit(report(error))
     except KeyboardInterrupt as stop:
         number = stop.args[0] if isinstance(stop, _Stopped) else signal.SIGINT
-        _say(stop, f"stopped by {signal.Signals(number).name}")
+        say(f"stopped by {signal.Signals(number).name}", "\n".join(getattr(stop, "__notes__", ())))
         sys.exit(SIGNALLED + number)
