@@ -38,8 +38,9 @@ def test_what_was_written_passes_and_says_what_was_not_checked(pruned, tmp_path)
     assert "21 linears" in verdict.checked[0]
     assert any("--dense" in what for what in verdict.unchecked)
     assert not any("--dense" in what for what in secateur.verify(pruned, tmp_path / "dense").unchecked)
-    tamper(pruned, lambda manifest: manifest.pop("unpruned_sha256"))
-    assert any("all other tensors" in what for what in secateur.verify(pruned).unchecked)
+    tamper(pruned, lambda manifest: [manifest.pop(key) for key in ("unpruned_sha256", "files")])
+    unchecked = " ".join(secateur.verify(pruned).unchecked)
+    assert "all other tensors" in unchecked and "the config and the tokenizer" in unchecked
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,16 @@ def test_a_changed_tensor_that_was_not_pruned_fails(pruned, name):
             state[weight].view(-1)[0] += 1
             save_file(state, path, metadata={"format": "pt"})
     assert secateur.verify(pruned).failures == {"unpruned": [f"{name}.weight"]}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_changed_file_beside_the_weights_fails(pruned, name):
+    path = pruned / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+    assert secateur.verify(pruned).failures == {"files": [name]}
+    path.unlink()
+    if name != "config.json":
+        assert secateur.verify(pruned).failures == {"files": [name]}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt2", "opt-350m"])

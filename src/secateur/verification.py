@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.checkpoint import MANIFEST, Source, local_folder, opened, read_orders
+from secateur.checkpoint import INDEX, MANIFEST, Source, local_folder, opened, read_orders
 from secateur.devices import full_precision
-from secateur.digests import bytes_digest, nonzeros_digest
+from secateur.digests import bytes_digest, file_digest, nonzeros_digest
 from secateur.errors import InputError
 from secateur.files import member, read_as
 from secateur.masks import obeys, sparsity_of
@@ -62,10 +62,11 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     ``layers``: the linears that the manifest lists are all that its recipe prunes. ``pattern``: each obeys the pattern
     as it is stored. ``zeros`` and ``bytes``: its zeros are where the mask put them, and its bytes those that were
     written. ``sparsity``: the figures in the manifest are those of the files. ``unpruned``: all other tensors are as
-    they were written. Given the dense model, ``weights``: every
-    tensor is the dense one, masked and in the recorded order of channels, bit for bit (pruned weights that
-    were reconstructed excepted); and ``logits``: the model computes the same as with all channels in the
-    dense model's order.
+    they were written. ``files``: so are the config, the tokenizer and what else lies beside them.
+
+    Given the dense model, ``weights``: every tensor is the dense one, masked and in the recorded order of channels, bit
+    for bit (pruned weights that were reconstructed excepted); and ``logits``: the model computes the same as with all
+    channels in the dense model's order.
 
     Args:
         model: the folder that was written.
@@ -89,12 +90,17 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         f"{len(linears)} linears obey {patterns} as stored, and there are no others that the recipe prunes",
         "their zeros and bytes are those that were written",
     ]
-    unchecked = ["the config and the tokenizer, but for their sizes and ids"]
+    unchecked = []
     if manifest.unpruned_sha256 is None:
-        unchecked.append(f"all other tensors: an earlier version wrote {MANIFEST}, without digests of them")
+        unchecked.append(f"all other tensors: {MANIFEST} has no digests of them")
     else:
         failures["unpruned"] = _check_unpruned(source, task.blocks, manifest.unpruned_sha256)
         checked.append(f"so are {len(manifest.unpruned_sha256)} other tensors")
+    if manifest.files is None:
+        unchecked.append(f"the config and the tokenizer, but for sizes and ids: {MANIFEST} has no digests of them")
+    else:
+        failures["files"] = _check_files(folder, manifest.files)
+        checked.append("and the config, the tokenizer and what else lies beside the weights")
     difference = None
     if dense is None:
         unchecked.append("whether the weights and logits are the dense model's (--dense)")
@@ -129,6 +135,7 @@ class _Manifest(msgspec.Struct, frozen=True):
     sparsity: float
     layers: list[_Layer]
     unpruned_sha256: dict[str, str] | None = None
+    files: dict[str, str] | None = None
 
 
 def _read_manifest(folder: Path) -> tuple[_Manifest, Recipe]:
@@ -180,6 +187,13 @@ def _check_unpruned(source: Source, blocks: Sequence[Block], digests: Mapping[st
     others = [name for name in source.names() if name not in pruned]
     changed = [name for name in others if bytes_digest(source.read([name])[name]) != digests.get(name)]
     return changed + [f"{name} is gone" for name in digests.keys() - set(others)]
+
+
+def _check_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """The names of files that are not as they were written; of weights the tensors are checked, whatever file has them."""
+    names = [name for name in digests if not name.endswith(".safetensors") and name != INDEX]
+    paths = {name: member(folder, Path(name).name) for name in names}
+    return [name for name, path in paths.items() if path is None or file_digest(path) != digests[name]]
 
 
 # ---------------------------------------------------------------- against the dense model
