@@ -190,7 +190,7 @@ def _check_unpruned(source: Source, blocks: Sequence[Block], digests: Mapping[st
 
 
 def _check_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
-    """The names of files that are not as they were written; of weights the tensors are checked, whatever file has them."""
+    """The names of files that are not as they were written, those of weights left out: their tensors are checked."""
     names = [name for name in digests if not name.endswith(".safetensors") and name != INDEX]
     paths = {name: member(folder, Path(name).name) for name in names}
     return [name for name, path in paths.items() if path is None or file_digest(path) != digests[name]]
