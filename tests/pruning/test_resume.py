@@ -223,6 +223,15 @@ def test_a_finished_survey_is_not_made_again(tmp_path, recipe, monkeypatch):
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+def test_after_the_last_block_no_sample_has_to_move(tmp_path, recipe, monkeypatch):
+    dense = pico.save("llama-gqa-tied", tmp_path / "dense")
+    secateur.prune(dense, tmp_path / "whole", recipe)
+    assert stopped(lambda: secateur.prune(dense, tmp_path / "out", recipe), 60)
+    monkeypatch.setattr("secateur.calibrate.calibration.Stream", None)
+    secateur.prune(dense, tmp_path / "out", recipe, resume=True)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
 def test_to_resume_what_was_never_begun_is_to_begin(tmp_path, recipe):
     dense = pico.save("llama-gqa-tied", tmp_path / "dense")
     secateur.prune(dense, tmp_path / "out", recipe, resume=True)
