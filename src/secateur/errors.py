@@ -1,5 +1,8 @@
 """What users are meant to see: the one exception, notices, and what others' exceptions come to in a few words."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 MOST_CHARACTERS = 300
 
 
@@ -21,3 +24,21 @@ def reason(error: BaseException) -> str:
     if isinstance(error, KeyError | AttributeError | TypeError | AssertionError):  # these messages alone say nothing
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} …"
+
+
+@contextmanager
+def naming(where: object, what: str = "cannot be loaded") -> Iterator[None]:
+    """Turn whatever a library raises about files that a user gave into an :class:`InputError` that says ``where``.
+
+    Readers of models are not written for files that are wrong: what they raise then can be of any type, panics of
+    compiled tokenizers included. Memory that is missing is no fault of the files.
+    """
+    try:
+        yield
+    except BaseException as error:
+        name = type(error).__name__
+        if isinstance(error, InputError | MemoryError) or name == "OutOfMemoryError":
+            raise
+        if isinstance(error, Exception) or name == "PanicException":
+            raise InputError(f"{where} {what}: {reason(error)}") from error
+        raise

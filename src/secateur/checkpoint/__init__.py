@@ -6,7 +6,7 @@ folder beside the destination, from which the model takes its final name only wh
 """
 
 from secateur.checkpoint.checks import check, check_finite, opened, read_orders
-from secateur.checkpoint.config import context_of, load_into, naming
+from secateur.checkpoint.config import context_of, load_into
 from secateur.checkpoint.destination import check_apart
 from secateur.checkpoint.layout import INDEX, MANIFEST, ORDERS, WEIGHTS
 from secateur.checkpoint.resolve import check_there, convert, load_whole, local_folder, outline
@@ -31,7 +31,6 @@ __all__ = [
     "load_into",
     "load_whole",
     "local_folder",
-    "naming",
     "opened",
     "outline",
     "read_orders",

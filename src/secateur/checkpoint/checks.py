@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.checkpoint.config import described_model, naming
+from secateur.checkpoint.config import described_model
 from secateur.checkpoint.layout import ADAPTERS, COMPANIONS, ORDERS
 from secateur.checkpoint.shards import FLOATS, reading
 from secateur.checkpoint.source import Source
-from secateur.errors import InputError
+from secateur.errors import InputError, naming
 from secateur.files import member, read_as, read_object
 from secateur.models.gather import ORDER
 

@@ -20,7 +20,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from secateur.checkpoint.layout import GATHER_TYPE, PACKED_TYPE
-from secateur.errors import InputError, reason
+from secateur.errors import InputError, naming
 from secateur.files import member, read_object
 
 # What configs call the number of their blocks: it is the only size that is paid for before a tensor has a shape.
@@ -188,23 +188,6 @@ def _at_most(parameters: int, path: Path) -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = genuine  # type: ignore[method-assign]
-
-
-@contextmanager
-def naming(path: Path, what: str = "cannot be loaded") -> Iterator[None]:
-    """Turn whatever transformers raises about what lies at ``path`` into an :class:`InputError` that names it.
-
-    Its readers are not written for files that are wrong: what they raise then can be of any type, panics of compiled
-    tokenizers included. Memory that is missing is no fault of the files.
-    """
-    try:
-        yield
-    except (InputError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise InputError(f"{path} {what}: {reason(error)}") from error
-        raise
 
 
 def load_into(module: nn.Module, tensors: dict[str, Tensor], prefix: str, device: torch.device) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from secateur.checkpoint.checks import check, check_size
-from secateur.checkpoint.config import build_config, check_depth, described_model, naming, read_written
+from secateur.checkpoint.config import build_config, check_depth, described_model, read_written
 from secateur.checkpoint.durable import scratch_folder
 from secateur.checkpoint.gguf import read_contents
 from secateur.checkpoint.layout import ADAPTERS, COMPANIONS, INDEX, WEIGHTS
 from secateur.checkpoint.source import Source
-from secateur.errors import InputError, reason
+from secateur.errors import InputError, naming, reason
 from secateur.models.gather import ORDER
 
 # For a model of which there is nothing but its config.

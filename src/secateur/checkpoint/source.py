@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.checkpoint.config import build_config, empty_model, naming, read_written
+from secateur.checkpoint.config import build_config, empty_model, read_written
 from secateur.checkpoint.experts import Stacks
 from secateur.checkpoint.layout import INDEX, WEIGHTS
 from secateur.checkpoint.packed import Entry, check_parts, declared, parts_of, read_sparse
 from secateur.checkpoint.shards import FLOATS, Held, read_header, reading
 from secateur.checkpoint.sparse import SparseWeight
 from secateur.digests import file_digest
-from secateur.errors import InputError
+from secateur.errors import InputError, naming
 from secateur.files import member, read_as
 
 

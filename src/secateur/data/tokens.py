@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.data.sources import Text
-from secateur.errors import InputError
+from secateur.errors import InputError, naming
 
 
 class Tokenizer(Protocol):
@@ -94,7 +94,8 @@ def check_ids(ids: Tensor, vocabulary: int, where: str) -> None:
 def _encode(tokenizer: Tokenizer, text: str) -> Tensor:
     """Token ids of one text, int64 ``(T,)``, with the special tokens that the tokenizer adds by itself."""
     # Texts longer than the model's context are the rule here: verbose=False spares a warning for each.
-    ids: Tensor = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+    with naming("the model's tokenizer", "cannot encode the text"):
+        ids: Tensor = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
     return ids.long()  # of an empty text they come as floats
 
 

@@ -18,7 +18,7 @@ from secateur.checkpoint import Source, Workspace, Writer, check_apart, check_fi
 from secateur.checkpoint.experts import Stacks
 from secateur.devices import DTYPES, choose_device, return_freed_memory, threads
 from secateur.digests import bytes_digest, tensors_digest
-from secateur.models.blocks import Block
+from secateur.models.blocks import Block, left_dense
 from secateur.models.fold import fold_outer
 from secateur.models.gather import attach_orders
 from secateur.models.spaces import reader_groups
@@ -89,6 +89,7 @@ def prune(
             "calibration": job.samples.origin,
             "computed_in": setting.dtype,
             "skipped": job.task.skipped,
+            "left_dense": left_dense(job.task.blocks, job.task.skipped),
             **results.report(clock),
             "unpruned_sha256": results.unpruned,
         }

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
-from secateur.checkpoint import Source, context_of, local_folder, naming
+from secateur.checkpoint import Source, context_of, local_folder
 from secateur.data import check_ids
 from secateur.devices import check_dtype, choose_device
-from secateur.errors import InputError
+from secateur.errors import InputError, naming
 from secateur.runtime.choosing import Choice
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.loading import load
@@ -76,11 +76,12 @@ def generate(
         with torch.inference_mode(), naming(folder, "cannot continue the prompt"):
             how = {"do_sample": False, "num_beams": 1, "streamer": watch, "logits_processor": [_check_first]}
             ids = loaded.generate(**words, max_new_tokens=tokens, **how)
-        ids = ids[0, number:]
+            ids = ids[0, number:]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
     packed = any(isinstance(module, SparseLinear) for module in loaded.modules())
     return Generation(
         model=str(model),
-        text=tokenizer.decode(ids, skip_special_tokens=True),
+        text=text,
         prompt_tokens=number,
         tokens=len(ids),
         prefill_seconds=round(watch.times[1] - watch.times[0], 4),
@@ -98,7 +99,8 @@ def _encode(prompt: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedC
         prompt.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"the prompt is not a text: it has half a character ({error})") from None
-    words = tokenizer(prompt, return_tensors="pt")
+    with naming("the model's tokenizer", "cannot encode the prompt"):
+        words = tokenizer(prompt, return_tensors="pt")
     number = words["input_ids"].shape[1]
     if not number:
         raise InputError("the prompt has no tokens")

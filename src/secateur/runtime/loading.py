@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from secateur.checkpoint import Source, check, load_into, load_whole, naming
+from secateur.checkpoint import Source, check, load_into, load_whole
 from secateur.checkpoint.packed import Entry
 from secateur.checkpoint.sparse import stack_rows
 from secateur.devices import choose_device
+from secateur.errors import naming
 from secateur.models.gather import ORDER, attach_orders
 from secateur.runtime.acceleration import accelerate
 from secateur.runtime.kernels import KERNELS
