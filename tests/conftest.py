@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda import kernels  # noqa: F401 (a fixture)
+from tests.cuda import cusparselt_stand_in  # noqa: F401 (a fixture)
 
 
 def pytest_addoption(parser):

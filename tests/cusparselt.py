@@ -110,7 +110,7 @@ class StandIn:
         value._obj.value = CONFIGS
 
     def do_MatmulPlanInit(self, handle, plan, product, selection):
-        self.alive[address(plan)] = {**self.alive[address(product)], **{"how": dict(self.alive[address(selection)])}}
+        self.alive[address(plan)] = {**self.alive[address(product)], "how": dict(self.alive[address(selection)])}
 
     def do_MatmulPlanDestroy(self, plan):
         del self.alive[address(plan)]

@@ -4,8 +4,8 @@ from importlib.metadata import version
 
 __version__ = version("secateur")
 
+from secateur.benchmark.measuring import bench
 from secateur.benchmark.plan import plan
-from secateur.benchmark.running import bench
 from secateur.errors import InputError
 from secateur.evaluate.evaluation import evaluate
 from secateur.formats.packing import pack, unpack

@@ -10,6 +10,7 @@ from secateur.console.speed import (
     plan_notes,
     plan_tables,
     speed_text,
+    structured_table,
 )
 from secateur.console.terminal import TerminalProgress, err, out
 
@@ -29,5 +30,6 @@ __all__ = [
     "pruning_notes",
     "pruning_table",
     "speed_text",
+    "structured_table",
     "verdict_text",
 ]

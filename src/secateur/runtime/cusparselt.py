@@ -4,8 +4,8 @@ torch has the library in its CUDA wheels, but plans anew at every call, which to
 H100, ten times the product itself. The C interface is small, so it is called here through ctypes: describe
 the matrices, choose an algorithm, plan; after that a product is one foreign call.
 
-Layout. The library multiplies a structured matrix A (O, I) by a dense B (I, T) into D (O, T). A is the weight, row-major
-as torch has it. B is the activations ``(T, I)``, transposed by a flag. D is column-major, which is to say
+Layout. The library multiplies a structured matrix A (O, I) by a dense B (I, T) into D (O, T). A is the weight,
+row-major as torch has it. B is the activations ``(T, I)``, transposed by a flag. D is column-major, which is to say
 ``(T, O)`` row-major: what the next operation reads, without a copy. The bias has one value per row of D, and is
 added before D is rounded; with a vector of factors (alpha) each row is scaled as well, which undoes the scales of
 rounded weights.
@@ -18,11 +18,11 @@ Source: https://docs.nvidia.com/cuda/cusparselt/ and the header of version 0.8.
 
 import ctypes
 import importlib.util
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,8 +42,7 @@ _CONFIG, _CONFIGS, _SPLIT_K, _SPLIT_K_MODE = 0, 1, 3, 4  # attributes of an algo
 _DATA_TYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 14, torch.float8_e4m3fn: 28}
 
 
-@dataclass(frozen=True)
-class Algorithm:
+class Algorithm(NamedTuple):
     """How the library computes a product.
 
     Attributes:
@@ -57,8 +56,7 @@ class Algorithm:
     split_k_mode: int = 0
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """What is multiplied.
 
     Attributes:
@@ -78,6 +76,11 @@ class Problem:
     out_dtype: torch.dtype
     vector_alpha: bool = False
     bias: int = 0
+
+
+def _current_stream(device: int) -> int:
+    # What torch.cuda.current_stream does, without an object that takes longer to make than a product to launch.
+    return int(torch._C._cuda_getCurrentRawStream(device))
 
 
 def token_multiple(dtype: torch.dtype) -> int:
@@ -172,7 +175,7 @@ def compress(weight: Tensor, lib: Library) -> Tensor:
     lib.call("SpMMACompressedSize2", handle, sparse, ctypes.byref(size), ctypes.byref(extra))
     packed = torch.empty(size.value, dtype=torch.uint8, device=weight.device)
     workspace = torch.empty(extra.value, dtype=torch.uint8, device=weight.device)
-    stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+    stream = ctypes.c_void_p(_current_stream(device))
     pointers = [ctypes.c_void_p(part.data_ptr()) for part in (weight, packed, workspace)]
     lib.call("SpMMACompress2", handle, sparse, ctypes.c_int(1), _AS_IT_IS, *pointers, stream)
     lib.call("MatDescriptorDestroy", sparse)
@@ -188,7 +191,7 @@ def _matrix(shape: tuple[int, ...], dtype: torch.dtype, order: int = _ROW_MAJOR_
 
 
 class Plan:
-    """A product that has been planned: :meth:`run` launches it.
+    """A product that has been planned; :meth:`launch` computes it.
 
     Args:
         problem: what is multiplied.
@@ -201,7 +204,7 @@ class Plan:
     """
 
     def __init__(self, problem: Problem, algorithm: Algorithm, device: int, lib: Library) -> None:
-        self._lib, self._handle = lib, lib.handle(device)
+        self._lib, self._device, self._handle = lib, device, lib.handle(device)
         self._made: list[tuple[str, Struct]] = []  # with what destroys them, in the order in which they were made
         product, self._plan = Struct(), Struct()
         self._describe(problem, product)
@@ -210,8 +213,9 @@ class Plan:
         if lib.version >= 800:
             self._made.append(("MatmulAlgSelectionDestroy", selection))
         self._product, self._selection = product, selection
-        self.configs = ctypes.c_int()
-        self._get("MatmulAlgGetAttribute", selection, _CONFIGS, self.configs)
+        number = ctypes.c_int()
+        self._get("MatmulAlgGetAttribute", selection, _CONFIGS, number)
+        self.configs = number.value
         self._set("MatmulAlgSetAttribute", selection, _CONFIG, ctypes.c_int(algorithm.config))
         if algorithm.split_k != 1:
             self._set("MatmulAlgSetAttribute", selection, _SPLIT_K, ctypes.c_int(algorithm.split_k))
@@ -223,10 +227,8 @@ class Plan:
         lib.call("MatmulGetWorkspace", self._handle, self._plan, ctypes.byref(size))
         self.workspace_bytes = size.value
         self._zero, self._one = ctypes.c_float(0), ctypes.c_float(1)
-        self._stream = ctypes.c_void_p()
         self._arguments = (self._handle._as_parameter_, self._plan._as_parameter_)
         self._one_pointer, self._zero_pointer = ctypes.addressof(self._one), ctypes.addressof(self._zero)
-        self._stream_pointer = ctypes.addressof(self._stream)
 
     def _describe(self, problem: Problem, product: Struct) -> None:
         lib, handle = self._lib, self._handle
@@ -252,34 +254,35 @@ class Plan:
 
     _get = _set
 
-    def run(self, packed: int, inputs: int, out: int, workspace: int, stream: int, alpha: int = 0) -> None:
-        """Launch it.
+    def launch(self, packed: Tensor, inputs: Tensor, out: Tensor, alpha: Tensor | None = None) -> None:
+        """Multiply, on the current CUDA stream.
 
         Args:
-            packed: the address of what :func:`compress` made of the weight.
-            inputs: that of the activations ``(T, I)``, row-major.
-            out: where ``(T, O)`` goes.
-            workspace: the address of ``workspace_bytes``.
-            stream: the CUDA stream.
-            alpha: the address of ``(O,)`` float32, where rows have factors.
+            packed: what :func:`compress` made of the weight.
+            inputs: ``(T, I)``, contiguous, of the problem's dtype, on a multiple of 16 bytes.
+            out: contiguous ``(T, O)``, where the product goes.
+            alpha: float32 ``(O,)``, where rows have factors.
         """
-        self._stream.value = stream
-        status = self._lib.matmul(
-            *self._arguments,
-            alpha or self._one_pointer,
-            packed,
-            inputs,
-            self._zero_pointer,
-            out,
-            out,
-            workspace,
-            self._stream_pointer,
-            1,
-        )
+        # The workspace must not be freed before the launch; after it, the stream keeps the order.
+        workspace = packed.new_empty(self.workspace_bytes) if self.workspace_bytes else None
+        with torch.cuda.device(self._device):
+            stream = ctypes.c_void_p(_current_stream(self._device))
+            status = self._lib.matmul(
+                *self._arguments,
+                self._one_pointer if alpha is None else alpha.data_ptr(),
+                packed.data_ptr(),
+                inputs.data_ptr(),
+                self._zero_pointer,
+                out.data_ptr(),
+                out.data_ptr(),
+                0 if workspace is None else workspace.data_ptr(),
+                ctypes.addressof(stream),
+                1,
+            )
         if status:
             self._lib.check(status, "Matmul")
 
     def __del__(self) -> None:
-        while self._made:
+        while self._made and not sys.is_finalizing():
             name, struct = self._made.pop()
             self._lib.call(name, struct)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers.generation import BaseStreamer
+from transformers import PreTrainedModel
 
 from secateur.checkpoint import Source, local_folder
 from secateur.errors import InputError
 from secateur.recipe import check_dtype, choose_device
 from secateur.runtime.choosing import Choice
+from secateur.runtime.decoding import Continuation
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.loading import load
 from secateur.runtime.sparse_linear import SparseLinear
@@ -19,7 +20,7 @@ from secateur.runtime.sparse_linear import SparseLinear
 
 @dataclass(frozen=True)
 class Generation:
-    """What came of a prompt.
+    """What a model made of a prompt.
 
     Attributes:
         model: the model, as it was named.
@@ -31,7 +32,8 @@ class Generation:
         kernels: what multiplied packed weights on a CPU, or None where none are packed.
         dtype: the precision of the activations.
         device: where the model ran.
-        choices: on a GPU, how the 2:4 linears of each kind were multiplied with, and why.
+        graph: whether tokens were generated in a CUDA graph.
+        choices: on a GPU, how pruned linears were multiplied with, and why.
     """
 
     model: str
@@ -43,11 +45,18 @@ class Generation:
     kernels: str | None
     dtype: str
     device: str
+    graph: bool
     choices: tuple[Choice, ...]
 
 
 def generate(
-    model: str | Path, prompt: str, *, tokens: int = 64, dtype: str = "auto", device: str = "auto"
+    model: str | Path,
+    prompt: str,
+    *,
+    tokens: int = 64,
+    dtype: str = "auto",
+    device: str = "auto",
+    form: str = "auto",
 ) -> Generation:
     """Continue ``prompt``, taking the likeliest token each time.
 
@@ -57,9 +66,10 @@ def generate(
         tokens: generate at most so many.
         dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
+        form: on a GPU, the form of pruned linears: ``auto`` (the fastest), ``dense``, ``2:4`` or ``packed``.
 
     Raises:
-        InputError: when the model or the device cannot be used, or the prompt is empty.
+        InputError: when the model, the device or the form cannot be used, or the prompt is empty.
     """
     check_dtype(dtype)
     if tokens < 1:
@@ -67,43 +77,47 @@ def generate(
     chosen = choose_device(device)
     with local_folder(str(model)) as folder:
         tokenizer = Source(folder).tokenizer()
-        loaded = load(folder, dtype, chosen)
-    words = tokenizer(prompt, return_tensors="pt").to(chosen)
-    number = words["input_ids"].shape[1]
-    if not number:
+        loaded = load(folder, dtype, chosen, form)
+    words = tokenizer(prompt, return_tensors="pt")["input_ids"].to(chosen)
+    if not words.shape[1]:
         raise InputError("the prompt has no tokens")
-    watch = _Stopwatch()
     with torch.inference_mode():
-        ids = loaded.generate(**words, max_new_tokens=tokens, do_sample=False, streamer=watch)[0, number:]
-    packed = any(isinstance(module, SparseLinear) for module in loaded.modules())
+        ids, prefill_seconds, rate, graph = _continue(loaded, words, tokens)
     return Generation(
         model=str(model),
         text=tokenizer.decode(ids, skip_special_tokens=True),
-        prompt_tokens=number,
+        prompt_tokens=words.shape[1],
         tokens=len(ids),
-        prefill_seconds=round(watch.times[1] - watch.times[0], 4),
-        tokens_per_second=watch.rate(),
-        kernels=KERNELS[0].name if packed else None,
+        prefill_seconds=round(prefill_seconds, 4),
+        tokens_per_second=None if rate is None else round(rate, 2),
+        kernels=_kernels(loaded),
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
+        graph=graph,
         choices=loaded.choices,
     )
 
 
-class _Stopwatch(BaseStreamer):
-    """Notes when the prompt went in and when each token came out."""
+def _continue(model: PreTrainedModel, words: Tensor, most: int) -> tuple[list[int], float, float | None, bool]:
+    """What follows ``words`` (1, S), up to an end token; seconds of prefill, tokens per second, whether in a graph."""
+    ends = model.generation_config.eos_token_id
+    last = set(ends if isinstance(ends, list) else [ends])
+    run = Continuation(model, words, most)
+    began = time.perf_counter()
+    run.prefill()
+    ids = [int(run.ids)]  # which waits for a GPU
+    prefill_seconds = time.perf_counter() - began
+    if most == 1 or ids[-1] in last:
+        return ids, prefill_seconds, None, False
+    run.prepare()
+    began = time.perf_counter()
+    while len(ids) < most and ids[-1] not in last:
+        run.step()
+        ids.append(int(run.ids))
+    return ids, prefill_seconds, (len(ids) - 1) / (time.perf_counter() - began), bool(run.graph)
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
 
-    def put(self, value: Tensor) -> None:
-        """The prompt, or a token, is there."""
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """There are no more."""
-
-    def rate(self) -> float | None:
-        """Tokens per second after the first."""
-        later = len(self.times) - 2
-        return round(later / (self.times[-1] - self.times[1]), 2) if later > 0 else None
+def _kernels(model: PreTrainedModel) -> str | None:
+    """What multiplies with packed weights on a CPU, or None."""
+    packed = any(isinstance(module, SparseLinear) and not module.mask.is_cuda for module in model.modules())
+    return KERNELS[0].name if packed and KERNELS else None

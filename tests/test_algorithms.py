@@ -1,0 +1,62 @@
+import json
+
+import pytest
+import torch
+
+from secateur.runtime.algorithms import search
+from secateur.runtime.cusparselt import Algorithm
+from secateur.runtime.semi_structured import SemiStructuredLinear
+from tests.cuda import algorithms, pruned
+from tests.cusparselt import CONFIGS
+
+
+def case(tokens=16):
+    weight, rows = pruned(32, 64), torch.randn(tokens, 64).bfloat16()
+    return SemiStructuredLinear(weight), rows, rows @ weight.T
+
+
+def faster_later(products):
+    """A clock by which an algorithm of a higher number is faster."""
+    (algorithm,) = products[0].func.algorithms.values()
+    return 10.0 - algorithm.config
+
+
+@torch.no_grad()
+def test_the_fastest_of_those_that_multiply_rightly_is_found(cusparselt_stand_in):
+    linear, rows, expected = case()
+    assert search([linear], rows, expected, faster_later) == Algorithm(CONFIGS - 2)  # the last one is wrong
+    assert list(linear.algorithms.values()) == [Algorithm(CONFIGS - 2)]
+    with pytest.raises(RuntimeError, match="not the dense one"):
+        search([linear], rows, 2 * expected, faster_later)
+
+
+@torch.no_grad()
+def test_what_was_found_is_not_searched_again(cusparselt_stand_in, tmp_path):
+    linear, rows, expected = case()
+    found = algorithms(tmp_path).find([linear], rows, expected, faster_later)
+    again = algorithms(tmp_path).find([linear], rows, expected, lambda products: pytest.fail("it was timed again"))
+    assert again == found == Algorithm(CONFIGS - 2)
+    other, rows, expected = case(24)
+    assert algorithms(tmp_path).find([other], rows, expected, lambda products: 1.0) == Algorithm(0)
+    (known,) = json.loads((tmp_path / "algorithms.json").read_text(encoding="utf-8")).values()
+    assert known == {"32x64 bfloat16, 16 tokens": [2, 1, 0], "32x64 bfloat16, 24 tokens": [0, 1, 0]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"HERE": 3}', '{"HERE": {"KEY": [3, 1, 0]}}', '{"HERE": {"KEY": 7}}']
+)
+def test_a_damaged_file_or_a_wrong_entry_leads_to_a_new_search(text, cusparselt_stand_in, tmp_path):
+    linear, rows, expected = case()
+    known = algorithms(tmp_path)
+    text = text.replace("HERE", known._here).replace("KEY", "32x64 bfloat16, 16 tokens")
+    (tmp_path / "algorithms.json").write_text(text, encoding="utf-8")
+    assert known.find([linear], rows, expected, faster_later) == Algorithm(CONFIGS - 2)
+    assert algorithms(tmp_path).find([linear], rows, expected, lambda products: 1.0) == Algorithm(CONFIGS - 2)
+
+
+@torch.no_grad()
+def test_where_no_file_can_be_written_the_search_goes_on(cusparselt_stand_in, tmp_path):
+    linear, rows, expected = case()
+    (tmp_path / "file").write_text("")
+    assert algorithms(tmp_path / "file").find([linear], rows, expected, faster_later) == Algorithm(CONFIGS - 2)
