@@ -19,7 +19,7 @@ test: $(VENV)/dev lint
 	$(BIN)/python -m pytest --durations 5
 
 test-tasks: $(VENV)/dev $(VENV)/tasks
-	$(BIN)/python -m pytest tests/test_zero_shot.py
+	$(BIN)/python -m pytest tests/evaluation/test_zero_shot.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -31,15 +31,16 @@ import torch
 from torch import nn
 
 import secateur
-from secateur import console
-from secateur.formats.sparse import pack, pack_int8
+from secateur.checkpoint.sparse import pack, pack_int8
+from secateur.console import speed, terminal
+from secateur.masks import select
+from secateur.patterns import NM, Pattern, Unstructured
 from secateur.runtime.acceleration import SAMPLE, cuda_milliseconds, measure
 from secateur.runtime.algorithms import Algorithms, check
 from secateur.runtime.choosing import DENSE, SEMI_STRUCTURED
 from secateur.runtime.dispatch import DispatchedLinear, Form, dense_linear, form_bytes
 from secateur.runtime.semi_structured import SemiStructuredLinear
 from secateur.runtime.sparse_linear import SparseLinear
-from secateur.sparsity import NM, Pattern, Unstructured, select
 
 # LLaMA-7B, with q/k/v and gate/up stacked; 13B; 70B.
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (12288, 4096), (22016, 4096)]
@@ -124,22 +125,22 @@ def random_model(folder: Path, blocks: int, pattern: Pattern) -> None:
 
 
 def model(log: Callable[..., None]) -> None:
-    console.out.width = 120
+    terminal.out.width = 120
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         folder = Path(name) / "model"
         random_model(folder, 4, NM(2, 4))
         torch.cuda.empty_cache()
         result = secateur.bench(folder, batch=(1, 8), length=(128, 2048), tokens=16, rounds=5, structured=True)
     log(**dataclasses.asdict(result))
-    for table in (console.modules_table(result), console.model_table(result), console.structured_table(result)):
-        console.out.print(table)
-    console.out.print(console.choices_table(result.choices))
-    for note in console.benchmark_notes(result):
+    for table in (speed.modules_table(result), speed.model_table(result), speed.structured_table(result)):
+        terminal.out.print(table)
+    terminal.out.print(speed.choices_table(result.choices))
+    for note in speed.benchmark_notes(result):
         print(note)
 
 
 def norm(log: Callable[..., None]) -> None:
-    from secateur.runtime.triton_norm import rms_norm_gather
+    from secateur.models.triton_norm import rms_norm_gather
 
     for width in (4096, 8192):
         weight, order = torch.randn(width, device="cuda").bfloat16(), torch.randperm(width, device="cuda")

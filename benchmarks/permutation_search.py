@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from secateur.checkpoint import Source
-from secateur.permute import kept_score
+from secateur.patterns import NM
 from secateur.permute.assign import grown_groups, heuristic_groups, l1_distances, nth_largest, reassign
 from secateur.permute.greedy import greedy_groups
-from secateur.permute.search import find_order
+from secateur.permute.orders import find_order, kept_score
 from secateur.scores import relative_importance
-from secateur.sparsity import NM
 
 PATTERN = NM(2, 4)
 

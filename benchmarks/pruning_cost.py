@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
 from secateur import data
-from secateur.preparation import TOKENS_PER_BATCH
+from secateur.pruning.prepare import TOKENS_PER_BATCH
 from secateur.recipe import Recipe
 
 PEAK = """

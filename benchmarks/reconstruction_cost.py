@@ -16,9 +16,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from secateur.reconstruct import admm, masked_cg, output_error, refined, sparsegpt
-from secateur.sparsity import NM, select
-from secateur.stats import InputStats
+from secateur.masks import select
+from secateur.patterns import NM
+from secateur.reconstruct.admm import masked_admm
+from secateur.reconstruct.cg import masked_cg
+from secateur.reconstruct.refine import refined
+from secateur.reconstruct.sparsegpt import sweep
+from secateur.stats.gram import output_error
+from secateur.stats.inputs import InputStats
 
 PATTERN = NM(2, 4)
 
@@ -41,9 +46,9 @@ def gram_of(inputs: Tensor) -> InputStats:
 def methods(weight: Tensor, mask: Tensor) -> dict[str, Callable[[InputStats], Tensor]]:
     """Each from the sums to the weights; factors of G are not kept from one to the next."""
     return {
-        "sparsegpt": lambda stats: sparsegpt(weight, stats.damped, mask=mask),
+        "sparsegpt": lambda stats: sweep(weight, stats.damped, mask=mask),
         "cg": lambda stats: masked_cg(weight, mask, stats.shrunk),
-        "admm": lambda stats: admm(weight, mask, stats.shrunk, PATTERN)[1],
+        "admm": lambda stats: masked_admm(weight, mask, stats.shrunk, PATTERN)[1],
         "cg + refine": lambda stats: refined(
             weight, mask, stats.shrunk, PATTERN, masked_cg(weight, mask, stats.shrunk), refit=True
         )[1],

@@ -20,10 +20,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from secateur.formats.sparse import pack, pack_int8
+from secateur.checkpoint.sparse import pack, pack_int8
+from secateur.masks import select
+from secateur.patterns import NM, Pattern, Unstructured
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.sparse_linear import SparseLinear
-from secateur.sparsity import NM, Pattern, Unstructured, select
 
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008)]
 PATTERNS: list[Pattern] = [NM(2, 4), NM(16, 32), Unstructured(0.5, "row")]

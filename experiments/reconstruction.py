@@ -9,11 +9,11 @@ the calibration inputs, on how many reader groups the guard kept each step, and 
 
 from itertools import product
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any
 
 from common import parser, perplexities, prune_and_measure, show, target_of
 
-from secateur.recipe import Reconstruct
+from secateur.reconstruct.methods import RECONSTRUCTIONS
 
 SCORES = ("magnitude", "wanda", "ri", "ria", "sparsegpt")
 
@@ -28,7 +28,7 @@ def guarded(trials: list[dict[str, Any]]) -> dict[str, str]:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--scores", nargs="+", default=SCORES)
-    arguments.add_argument("--methods", nargs="+", default=get_args(Reconstruct))
+    arguments.add_argument("--methods", nargs="+", default=["none", *RECONSTRUCTIONS])
     arguments.add_argument("--refine", nargs="+", default=["no", "yes"])
     arguments.add_argument("--permute", nargs="+", default=["none", "lsa"])
     arguments.add_argument("--patterns", nargs="+", default=["50%", "4:8", "2:4"])

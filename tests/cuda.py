@@ -5,11 +5,12 @@ import contextlib
 import pytest
 import torch
 
+from secateur.masks import select
+from secateur.patterns import NM
 from secateur.runtime import cusparselt, semi_structured
 from secateur.runtime.algorithms import Algorithms
 from secateur.runtime.semi_structured import SemiStructuredLinear
 from secateur.runtime.sparse_linear import SparseLinear
-from secateur.sparsity import NM, select
 from tests.cusparselt import StandIn
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

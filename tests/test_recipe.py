@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from secateur.devices import choose_device, choose_dtype
 from secateur.errors import InputError
-from secateur.recipe import PRESETS, Recipe, choose_device, choose_dtype
-from secateur.sparsity import NM, Unstructured
+from secateur.patterns import NM, Unstructured
+from secateur.recipe import PRESETS, Recipe
 
 
 def test_yaml_round_trip(tmp_path):

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from secateur.errors import InputError
+from secateur.masks import select
+from secateur.patterns import NM, Unstructured
 from secateur.scores import SCORES, activation, check_finite, relative_importance, ria, wanda
-from secateur.sparsity import NM, Unstructured, select
-from secateur.stats import InputStats
+from secateur.stats.inputs import InputStats
 from tests import oracle
 
 

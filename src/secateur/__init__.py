@@ -1,21 +1,27 @@
-"""Secateur prunes large language models after training."""
+"""Secateur prunes large language models after training.
 
-from importlib.metadata import version
+Names are imported when they are first used: torch and transformers take seconds, and ``secateur --help`` needs neither.
+"""
 
-__version__ = version("secateur")
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from secateur.benchmark.measuring import bench
-from secateur.benchmark.plan import plan
 from secateur.errors import InputError
-from secateur.evaluate.evaluation import evaluate
-from secateur.formats.packing import pack, unpack
-from secateur.in_memory import prune_module
-from secateur.inspection import inspect
-from secateur.pipeline import prune
-from secateur.recipe import Recipe
-from secateur.runtime.generation import generate
-from secateur.runtime.loading import load
-from secateur.verification import verify
+
+if TYPE_CHECKING:
+    from secateur.benchmark.measuring import bench
+    from secateur.benchmark.plan import plan
+    from secateur.evaluation.evaluate import evaluate
+    from secateur.inspection import inspect
+    from secateur.packing import pack, unpack
+    from secateur.pruning.folder import prune
+    from secateur.pruning.module import prune_module
+    from secateur.recipe import Recipe
+    from secateur.runtime.generation import generate
+    from secateur.runtime.loading import load
+    from secateur.verification import verify
+
+    __version__: str
 
 __all__ = [
     "InputError",
@@ -33,3 +39,35 @@ __all__ = [
     "unpack",
     "verify",
 ]
+
+_HOMES = {
+    "Recipe": "secateur.recipe",
+    "bench": "secateur.benchmark.measuring",
+    "evaluate": "secateur.evaluation.evaluate",
+    "generate": "secateur.runtime.generation",
+    "inspect": "secateur.inspection",
+    "load": "secateur.runtime.loading",
+    "pack": "secateur.packing",
+    "plan": "secateur.benchmark.plan",
+    "prune": "secateur.pruning.folder",
+    "prune_module": "secateur.pruning.module",
+    "unpack": "secateur.packing",
+    "verify": "secateur.verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("secateur")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    globals()[name] = value  # the next time it is found at once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

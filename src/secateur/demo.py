@@ -9,9 +9,9 @@ from pathlib import Path
 
 from secateur.checkpoint import convert
 from secateur.errors import InputError
-from secateur.evaluate.evaluation import Evaluation, evaluate
-from secateur.pipeline import prune
+from secateur.evaluation.evaluate import Evaluation, evaluate
 from secateur.progress import Progress
+from secateur.pruning.folder import prune
 from secateur.recipe import Recipe
 
 SETTING = Recipe(calibration="demo", samples=16, length=512)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from secateur.checkpoint import Source, local_folder
+from secateur.masks import obeys, sparsity_of
 from secateur.models.blocks import blocks_of, family_of
-from secateur.sparsity import NM, obeys, sparsity_of
+from secateur.patterns import NM
 
 # From the sparsest to the densest, and from the tightest to the loosest: the first that holds says most.
 _USUAL = [NM(1, 4), NM(2, 8), NM(2, 4), NM(4, 8), NM(8, 16), NM(16, 32), NM(3, 4)]

@@ -1,10 +1,14 @@
-"""How long work tells whoever waits for it."""
+"""How far long work is, and how long its parts took."""
 
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 
 class Progress:
-    """Hears of work as it proceeds. This one keeps silent; the command line's draws bars."""
+    """Is told how far long work is. This one shows nothing; the command line's draws bars."""
 
     def start(self, what: str, total: int, unit: str = "tokens") -> None:
         """Work on ``what`` begins; it will take ``total`` tokens, or whatever ``unit`` says."""
@@ -22,3 +26,21 @@ class Progress:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """The work is over."""
+
+
+class Clock:
+    """Seconds that were spent, by stage of the work."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count what is done in this context as ``stage``."""
+        began = time.perf_counter()
+        yield
+        self._spent[stage] += time.perf_counter() - began
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, to the millisecond."""
+        return {stage: round(spent, 3) for stage, spent in self._spent.items()}

@@ -1,28 +1,82 @@
-"""What is to be done, as data: one vocabulary for the command line, YAML files and Python."""
+"""What is to be done, as data: one vocabulary for the command line, YAML files and Python.
+
+Options come in groups, which ``--help`` shows as well:
+
+- Score: ``score``, ``alpha``, ``scope``
+- Sparsity: ``sparsity``, ``pattern``, ``skip``
+- Permutation: ``permute``, ``fold``, ``communities``, ``compare_folds``
+- Reconstruction: ``reconstruct``, ``refine``, ``guard``
+- Calibration: ``calibration``, ``samples``, ``length``, ``seed``, ``one_shot``
+- Computation: ``device``, ``dtype``
+
+The names of methods are those of their tables (:data:`~secateur.scores.SCORES`,
+:data:`~secateur.permute.searches.SEARCHES`, :data:`~secateur.reconstruct.methods.RECONSTRUCTIONS`). Nothing here
+needs torch.
+"""
 
 import dataclasses
 import difflib
 import fnmatch
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
-import torch
 import yaml
+from cyclopts import Group, Parameter
 
 from secateur.errors import InputError
-from secateur.permute import Method
+from secateur.patterns import NM, Pattern, Scope, Unstructured, parse_nm
+from secateur.permute.searches import SEARCHES
+from secateur.reconstruct.methods import RECONSTRUCTIONS
 from secateur.scores import SCORES
-from secateur.sparsity import NM, Pattern, Scope, Unstructured, parse_nm
 
+if TYPE_CHECKING:  # a type checker cannot look into tables
+    ScoreName = str
+    SearchName = str
+    ReconstructionName = str
+else:
+    ScoreName = Literal[tuple(SCORES)]
+    SearchName = Literal[("none", *SEARCHES)]
+    ReconstructionName = Literal[("none", *RECONSTRUCTIONS)]
 Fold = Literal["exact", "gather", "none"]
-Reconstruct = Literal["none", "sparsegpt", "cg", "admm"]
 Step = Literal["reconstruct", "refine"]
 
 PRESETS = ("paper", "best", "fast")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+def _listed(what: str, methods: Mapping[str, str]) -> str:
+    return f"{what}: {', '.join(f'{name} ({about})' for name, about in methods.items())}."
+
+
+def _first_sentences(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
+    """By name, what the docstring of a method begins with, to stand inside a sentence."""
+    about = {name: (inspect.getdoc(function) or "").split("\n")[0].rstrip(".") for name, function in functions.items()}
+    return {
+        name: text[:1].lower() + text[1:] if re.match("[A-Z][a-z]* ", text) else text for name, text in about.items()
+    }
+
+
+_SCORE, _SPARSITY, _PERMUTATION, _RECONSTRUCTION, _CALIBRATION, _COMPUTATION = (
+    Parameter(group=Group.create_ordered(name))
+    for name in ("Score", "Sparsity", "Permutation", "Reconstruction", "Calibration", "Computation")
+)
+_SCORES = Parameter(help=_listed("Importance of a weight", {name: score.about for name, score in SCORES.items()}))
+_SEARCHES = Parameter(
+    help=_listed(
+        "Search for an order of the channels under which an N:M pattern retains more of the score",
+        {"none": "the channels as they are"} | _first_sentences(SEARCHES),
+    )
+)
+_RECONSTRUCTIONS = Parameter(
+    help=_listed(
+        "Change the kept weights to make up for the others",
+        {"none": "they stay"} | _first_sentences(RECONSTRUCTIONS),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,67 +87,80 @@ class Recipe:
         InputError: when it is built with values that make no sense.
     """
 
-    score: Literal["magnitude", "wanda", "ri", "ria", "sparsegpt", "activation", "ri-input", "ri-output"] = "ria"
-    """Importance of a weight."""
+    # ---------------------------------------------------------------- Score
 
-    alpha: float = 0.5
+    score: Annotated[ScoreName, _SCORE, _SCORES] = "ria"
+    """Importance of a weight, one of :data:`~secateur.scores.SCORES`."""
+
+    alpha: Annotated[float, _SCORE] = 0.5
     """Exponent of ‖X‖ in the ria score."""
 
-    scope: Scope | None = None
+    scope: Annotated[Scope | None, _SCORE] = None
     """Weights that compete when unstructured; by default row for wanda and matrix for the others."""
 
-    sparsity: float | None = None
+    # ---------------------------------------------------------------- Sparsity
+
+    sparsity: Annotated[float | None, _SPARSITY] = None
     """Share of weights to remove, in [0, 1), anywhere; 0.5 if no pattern is given either."""
 
-    pattern: str | None = None
+    pattern: Annotated[str | None, _SPARSITY] = None
     """N:M, such as 2:4: N weights are kept of every M consecutive input channels."""
 
-    permute: Method = "lsa"
-    """Search for an order of the channels under which an N:M pattern retains more of the score."""
+    skip: Annotated[tuple[str, ...], _SPARSITY] = ()
+    """Layers to leave dense, by full name; * stands for anything. May be repeated."""
 
-    reconstruct: Reconstruct = "none"
-    """Change the kept weights to make up for the others: SparseGPT's sweep (with the score sparsegpt it
-    chooses the mask as it goes), conjugate gradient (cg), or ADMM, which also moves the mask."""
+    # ---------------------------------------------------------------- Permutation
 
-    refine: bool = False
-    """Exchange kept for removed weights while that lessens the output error, after reconstruction if there is one."""
+    permute: Annotated[SearchName, _PERMUTATION, _SEARCHES] = "lsa"
+    """Search for an order of the channels under which an N:M pattern retains more of the score: none, or one of
+    :data:`~secateur.permute.searches.SEARCHES`."""
 
-    guard: bool = True
-    """Judge reconstruction and refinement by the block's output on an eighth of the samples, which is held out,
-    and keep them only where they help."""
-
-    fold: Fold = "exact"
+    fold: Annotated[Fold, _PERMUTATION] = "exact"
     """Orders allowed: those that a plain checkpoint can have (exact), also one before every reader, which
     only loads through Secateur (gather), or any, with the masks mapped back and no longer N:M as stored (none)."""
 
-    communities: int = 1
+    communities: Annotated[int, _PERMUTATION] = 1
     """Split the channels into so many parts and search inside each: less work by that factor."""
 
-    compare_folds: bool = False
+    compare_folds: Annotated[bool, _PERMUTATION] = False
     """Also report what the other ways to fold would retain."""
 
-    skip: tuple[str, ...] = ()
-    """Layers to leave dense, by full name; * stands for anything. May be repeated."""
+    # ---------------------------------------------------------------- Reconstruction
 
-    calibration: str = "c4"
+    reconstruct: Annotated[ReconstructionName, _RECONSTRUCTION, _RECONSTRUCTIONS] = "none"
+    """Change the kept weights to make up for the others: none, or one of
+    :data:`~secateur.reconstruct.methods.RECONSTRUCTIONS`."""
+
+    refine: Annotated[bool, _RECONSTRUCTION] = False
+    """Exchange kept for removed weights while that lessens the output error, after reconstruction if there is one."""
+
+    guard: Annotated[bool, _RECONSTRUCTION] = True
+    """Judge reconstruction and refinement by the block's output on an eighth of the samples, which is held out,
+    and keep them only where they help."""
+
+    # ---------------------------------------------------------------- Calibration
+
+    calibration: Annotated[str, _CALIBRATION] = "c4"
     """c4, wikitext2, ptb (or c4:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, or demo."""
 
-    samples: int = 128
+    samples: Annotated[int, _CALIBRATION] = 128
     """Number of calibration samples."""
 
-    length: int = 2048
+    length: Annotated[int, _CALIBRATION] = 2048
     """Tokens per calibration sample."""
 
-    seed: int = 0
+    seed: Annotated[int, _CALIBRATION] = 0
     """Seed of the draw of the samples."""
 
-    one_shot: bool = False
+    one_shot: Annotated[bool, _CALIBRATION] = False
     """Gather all statistics from the dense model, in one pass, rather than block after pruned block."""
 
-    device: str = "auto"
+    # ---------------------------------------------------------------- Computation
+
+    device: Annotated[str, _COMPUTATION] = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _COMPUTATION] = "auto"
     """Precision to compute in; auto is float32 on a CPU and the checkpoint's own on a GPU."""
 
     def __post_init__(self) -> None:
@@ -214,27 +281,3 @@ class Recipe:
             return msgspec.convert(data, cls)
         except msgspec.ValidationError as error:
             raise InputError(f"{where}: {error}") from None
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` … means here. Raises :class:`InputError` if there is none such."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(1, device=name).device  # only using a device shows that it is there
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({reason}); give auto, cpu or cuda") from None
-
-
-def check_dtype(name: str) -> None:
-    """Raise :class:`InputError` unless ``name`` is ``auto`` or one of :data:`DTYPES`."""
-    if name not in ("auto", *DTYPES):
-        raise InputError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
-
-
-def choose_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The precision to compute in: by name, or float32 on a CPU and the checkpoint's own on a GPU."""
-    if name != "auto":
-        return DTYPES[name]
-    return torch.float32 if device.type == "cpu" else stored

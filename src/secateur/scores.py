@@ -4,20 +4,27 @@ A score is a pure function of a weight ``(O, I)`` of any floating dtype and, whe
 statistics of the linear's inputs; it returns float32 ``(O, I)``. An all-zero row or column scores 0.
 Column j of a weight is input channel j, row i is output channel i.
 
+A new score is a function and its entry in :data:`SCORES`; recipes, the command line and the tests over all
+scores follow from that. All cost one pass over the weight, and ``sparsegpt`` a factor of the Gram matrix.
+
 "RIA" is Zhang et al., *Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
 Models*, ICLR 2024; "Wanda" is Sun et al., *A Simple and Effective Pruning Approach for Large Language
 Models*, ICLR 2024.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from secateur.errors import InputError
-from secateur.reconstruct.sparsegpt import importance
-from secateur.sparsity import Scope
-from secateur.stats import InputStats
+from secateur.patterns import Scope
+
+if TYPE_CHECKING:  # the names in the table are wanted before torch is loaded
+    from torch import Tensor
+
+    from secateur.stats.inputs import InputStats
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -53,11 +60,13 @@ def ria(weight: Tensor, stats: InputStats, alpha: float = 0.5) -> Tensor:
 
 
 def sparsegpt(weight: Tensor, stats: InputStats) -> Tensor:
-    """w² / [G⁻¹]_jj with the damped Gram matrix G of the inputs: SparseGPT's, before any weight is removed.
+    """w² / [G⁻¹]_jj: how much the output error rises when this weight goes and the others make up for it.
 
-    Needs ``stats.gram``. Channels that never had an input score 0, as there.
+    SparseGPT's (Algorithm 1), with its damped Gram matrix G, before any weight is removed: its sweep compares the
+    same with the diagonal of the factor of the columns that are left. Needs ``stats.gram``. Channels that never had
+    an input score 0, as there.
     """
-    return importance(weight.float(), stats.damped) * (stats.square_sum > 0)
+    return weight.float() ** 2 / stats.damped.inverse_diagonal * (stats.square_sum > 0)
 
 
 def activation(weight: Tensor, stats: InputStats) -> Tensor:

@@ -1,6 +1,7 @@
 """Prove, from the files alone, that a written model is what its manifest says."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,15 +11,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.checkpoint import MANIFEST, ORDERS, Source, local_folder
+from secateur.digests import bytes_digest, nonzeros_digest
 from secateur.errors import InputError
-from secateur.layers import bytes_digest, nonzeros_digest
-from secateur.models.blocks import Block, blocks_of, family_of
-from secateur.models.fold import fold_block, fold_outer, inverse, spread_to_queries
+from secateur.masks import obeys
+from secateur.models.blocks import Block
+from secateur.models.fold import fold_block, fold_outer, spread_to_queries
+from secateur.models.gather import ORDER
 from secateur.models.spaces import Family, Linear
+from secateur.permute.orders import inverse
+from secateur.pruning.prepare import Task, prepare
 from secateur.recipe import Recipe
-from secateur.runtime.gather import ORDER
 from secateur.runtime.loading import load
-from secateur.sparsity import obeys
 
 # In float32 the logits of a folded model may differ from the unfolded one's by this share of the largest logit.
 LOGIT_TOLERANCE = 1e-4
@@ -75,28 +78,26 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     source = Source(folder)
     if any(entry.group for entry in source.sparse.values()):
         raise InputError(f"{folder} holds weights rounded to int8: verify the folder that it was packed from")
-    skeleton = source.skeleton(torch.float32)
-    family = family_of(skeleton)
-    blocks = blocks_of(skeleton, family)
-    linears = _linears(source, blocks)
+    task = prepare(source.skeleton(torch.float32), recipe)
+    linears = _linears(source, task.blocks)
     if absent := [name for name in listed if name not in linears]:
         raise InputError(f"{folder} lacks {', '.join(absent[:3])}, which {MANIFEST} lists")
-    pattern = recipe.target
     failures: dict[str, list[str]] = {}
     for layer in manifest["layers"]:
         block, linear = linears[layer["name"]]
         weight = block.stored(linear, source.read([block.prefix + linear.tensor]))
-        if not obeys(weight, pattern):
+        if not obeys(weight, task.patterns[layer["name"]]):
             failures.setdefault("pattern", []).append(layer["name"])
         if nonzeros_digest(weight) != layer["nonzeros_sha256"]:
             failures.setdefault("zeros", []).append(layer["name"])
         if bytes_digest(weight) != layer["weight_sha256"]:
             failures.setdefault("bytes", []).append(layer["name"])
-    checked = [f"{len(listed)} linears obey {pattern} as stored", "their zeros and bytes are those that were written"]
+    patterns = " and ".join(dict.fromkeys(str(task.patterns[name]) for name in listed))
+    checked = [f"{len(listed)} linears obey {patterns} as stored", "their zeros and bytes are those that were written"]
     difference = None
     if dense is not None:
         with local_folder(str(dense)) as unpruned:
-            unfolded = _unfolded(source, recipe.fold, family, blocks)
+            unfolded = _unfolded(source, task)
             wrong = _compare(
                 unfolded, Source(unpruned), [linears[name] for name in listed], recipe.reconstruct != "none"
             )
@@ -114,8 +115,8 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     return Verdict(str(model), checked, failures, difference)
 
 
-def _linears(source: Source, blocks: list[Block]) -> dict[str, tuple[Block, Linear]]:
-    """Every prunable linear whose weight the folder has, by its full name."""
+def _linears(source: Source, blocks: Sequence[Block]) -> dict[str, tuple[Block, Linear]]:
+    """Every linear that is pruned and whose weight the folder has, by its full name."""
     present = set(source.names())
     return {
         block.full_name(linear): (block, linear)
@@ -125,24 +126,25 @@ def _linears(source: Source, blocks: list[Block]) -> dict[str, tuple[Block, Line
     }
 
 
-def _unfolded(source: Source, fold: str, family: Family, blocks: list[Block]) -> dict[str, Tensor]:
+def _unfolded(source: Source, task: Task) -> dict[str, Tensor]:
     """All tensors with their channels back in the order of the dense model."""
     tensors = source.read([name for name in source.names() if not name.endswith(ORDER)])
     path = source.folder / ORDERS
     orders = load_file(path) if path.is_file() else {}
-    if fold == "none" or not orders:
+    if task.recipe.fold == "none" or not orders:
         return tensors
-    for space, rule in family.rules.items():
+    for space, rule in task.family.rules.items():
         if rule == "model" and space in orders:
-            fold_outer(tensors, family, space, inverse(orders[space]))
-    for block in blocks:
-        _unfold_block(tensors, block, family, orders)
+            fold_outer(tensors, task.family, space, inverse(orders[space]))
+    for block in task.blocks:
+        _unfold_block(tensors, block, task.family, orders)
     return tensors
 
 
 def _unfold_block(tensors: dict[str, Tensor], block: Block, family: Family, orders: dict[str, Tensor]) -> None:
-    for linear in block.linears:
-        if linear.norm is not None and (order := orders.get(block.prefix + linear.norm)) is not None:
+    for linear in family.linears:  # readers that were not pruned had to follow as well
+        order = orders.get(block.prefix + linear.norm) if linear.norm else None
+        if order is not None and block.prefix + linear.tensor in tensors:
             weight = block.stored(linear, tensors)
             weight.copy_(weight[:, inverse(order)])
     for space, rule in family.rules.items():

@@ -12,10 +12,10 @@ from secateur.benchmark.rounds import Timing, time_model, time_modules
 from secateur.benchmark.structured import half_width_model
 from secateur.benchmark.timing import Measurement, Workload
 from secateur.checkpoint import Source, context_of, local_folder
+from secateur.devices import choose_device
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
 from secateur.progress import Progress
-from secateur.recipe import choose_device
 from secateur.runtime.choosing import DENSE, Choice
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.loading import load
@@ -105,7 +105,7 @@ def bench(
         structured: time a dense model of half the width as well, end to end.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
         form: on a GPU, the form of pruned linears: ``auto`` (the fastest), ``dense``, ``2:4`` or ``packed``.
-        progress: is told how far the work is.
+        progress: is told how far it is.
 
     Raises:
         InputError: when something given cannot be used, or the model has no linears that run sparse on the device.

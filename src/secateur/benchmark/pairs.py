@@ -14,15 +14,15 @@ from transformers import PreTrainedModel
 
 from secateur.benchmark.roles import role_of
 from secateur.errors import InputError
-from secateur.formats.packing import pack_if_smaller
+from secateur.masks import sparsity_of
 from secateur.models.blocks import Block
+from secateur.packing import pack_if_smaller
 from secateur.runtime.acceleration import LEAST_SPARSITY, pattern_of
 from secateur.runtime.choosing import Choice
 from secateur.runtime.dispatch import DispatchedLinear, dense_linear, form_bytes
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.sparse_experts import put_experts
 from secateur.runtime.sparse_linear import SparseLinear
-from secateur.sparsity import sparsity_of
 
 Variant = Literal["dense", "sparse"]
 VARIANTS: tuple[Variant, ...] = ("dense", "sparse")

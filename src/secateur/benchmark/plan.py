@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from secateur.benchmark.machine import Machine, read_rate, this_machine
 from secateur.benchmark.roles import role_of
 from secateur.checkpoint import outline
-from secateur.formats.sparse import packed_bytes
+from secateur.checkpoint.sparse import packed_bytes
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.spaces import Linear
+from secateur.patterns import Pattern, count_kept
 from secateur.recipe import Recipe
-from secateur.sparsity import Pattern, count_kept
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ tensors by name without loading the rest; :class:`Writer` writes one shard per b
 beside the destination, which takes its final name only when everything is in it.
 """
 
-from secateur.checkpoint.finding import convert, load_whole, local_folder, outline
 from secateur.checkpoint.layout import INDEX, MANIFEST, ORDERS, WEIGHTS
+from secateur.checkpoint.resolve import convert, load_whole, local_folder, outline
 from secateur.checkpoint.source import Source, context_of, load_into
 from secateur.checkpoint.writer import Writer, check_destination
 

@@ -18,8 +18,8 @@ _STACKS = {
 }
 
 
-def _today(name: str) -> str:
-    """What transformers calls a tensor now that files hold under an older name."""
+def _current_name(name: str) -> str:
+    """What transformers calls today a tensor that files hold under an older name."""
     return "lm_head.weight" if name == "embed_out.weight" else name.replace(".block_sparse_moe.", ".mlp.")
 
 
@@ -44,7 +44,7 @@ class Stacks:
                 layers.setdefault(stack, {}).setdefault(int(match[2]), {})[part] = name
                 self._stored[stack] = ""
             else:
-                self._stored[_today(name)] = name
+                self._stored[_current_name(name)] = name
         for stack, experts in layers.items():
             self.members[stack] = [[parts[part] for part in sorted(parts)] for _, parts in sorted(experts.items())]
         self.names = list(self._stored)
@@ -63,7 +63,7 @@ class Stacks:
             return torch.stack([torch.cat([parts[part] for part in layer]) for layer in self.members[name]])
         return parts[self._stored[name]]
 
-    def apart(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def split(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors as the model has them, as the files hold them; what the files did not hold keeps its name."""
         stored = {}
         for name, tensor in tensors.items():

@@ -6,8 +6,8 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from secateur.checkpoint.sparse import BITS, SparseWeight
 from secateur.errors import InputError
-from secateur.formats.sparse import BITS, SparseWeight
 
 VERSION = 1
 KEY = "secateur"  # of the metadata of a safetensors file
@@ -15,7 +15,7 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in BITS}
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a file says of one sparse weight; see :class:`~secateur.formats.sparse.SparseWeight`."""
+    """What a file says of one sparse weight; see :class:`~secateur.checkpoint.sparse.SparseWeight`."""
 
     shape: tuple[int, int]
     dtype: str

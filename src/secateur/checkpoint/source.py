@@ -21,8 +21,8 @@ from transformers import (
 from secateur.checkpoint.experts import Stacks
 from secateur.checkpoint.layout import GATHER_TYPE, INDEX, PACKED_TYPE, WEIGHTS
 from secateur.checkpoint.packed import Entry, declared, parts_of, read_sparse
+from secateur.checkpoint.sparse import SparseWeight
 from secateur.errors import InputError
-from secateur.formats.sparse import SparseWeight
 
 
 class Source:

@@ -1,19 +1,20 @@
 """The command line: a thin skin over the Python API.
 
 Exit codes: 0 success, 1 a failed check, 2 bad input, 130 interrupted. Results go to standard output,
-progress and errors to standard error.
+progress and errors to standard error. Modules here import torch, transformers and tables of results only inside of
+commands: help, completion and the answer to a typo take a fraction of a second.
 """
 
+import itertools
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 import cyclopts
-from transformers.utils import logging as transformers_logging
 
-from secateur import console
-from secateur.cli import judging, pruning, running  # noqa: F401 (their commands join the app)
-from secateur.cli.app import app
+from secateur.cli import checks, models, running  # noqa: F401 (their commands join the app)
+from secateur.cli.common import app
 from secateur.errors import InputError
 from secateur.recipe import Recipe
 
@@ -22,7 +23,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 def _value_of(option: str, tokens: Sequence[str]) -> str | None:
     """The value of ``option`` among the words of the command line, or None if it is not there."""
-    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+    for token, following in itertools.zip_longest(tokens, tokens[1:], fillvalue=""):
         name, equals, value = token.partition("=")
         if name == option:
             return value if equals else following
@@ -43,16 +44,18 @@ def _defaults(tokens: Sequence[str]) -> list[cyclopts.config.Dict]:
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    from secateur.console.terminal import err
+
     tokens = sys.argv[1:] if tokens is None else tokens
     logging.disable(logging.WARNING)
-    transformers_logging.disable_progress_bar()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers obeys it too, without being loaded yet
     try:
         app.config = _defaults(tokens)
-        app(tokens, error_console=console.err)
+        app(tokens, error_console=err)
     except InputError as error:
-        console.err.print("[bold red]error:[/]", end=" ")
-        console.err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        err.print("[bold red]error:[/]", end=" ")
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
-        console.err.print("interrupted")
+        err.print("interrupted")
         sys.exit(INTERRUPTED)

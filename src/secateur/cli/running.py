@@ -3,18 +3,19 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.table import Table
 
 import secateur
-from secateur import console
-from secateur.benchmark.measuring import Benchmark
-from secateur.benchmark.plan import Plan
-from secateur.benchmark.plot import check_plot, draw
-from secateur.cli.app import Json, Quiet, app, print_json, progress_for
+from secateur.cli.common import Json, Quiet, app, print_json, progress_for
 from secateur.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from secateur.benchmark.measuring import Benchmark
+    from secateur.benchmark.plan import Plan
 
 
 @app.command
@@ -46,14 +47,17 @@ def generate(
     form
         On a GPU, what pruned linears multiply with: auto (the fastest for each number of tokens), dense, 2:4 or packed.
     """
+    from secateur.console.speed import choices_table, speed_text
+    from secateur.console.terminal import err, out
+
     result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype, device=device, form=form)
     if json:
         print_json(dataclasses.asdict(result))
     else:
-        console.out.print(prompt + result.text, markup=False, highlight=False, soft_wrap=True)
+        out.print(prompt + result.text, markup=False, highlight=False, soft_wrap=True)
         if result.choices:
-            console.err.print(console.choices_table(result.choices))
-        console.err.print(console.speed_text(result))
+            err.print(choices_table(result.choices))
+        err.print(speed_text(result))
 
 
 @app.command
@@ -111,6 +115,9 @@ def bench(
     sparsity
         With --plan: the share of weights to remove; 0.5 if no pattern is given either.
     """
+    from secateur.benchmark.plot import check_plot, draw
+    from secateur.console import speed
+
     options = {
         "batch": batch,
         "length": length,
@@ -127,29 +134,32 @@ def bench(
             refused = ", ".join(f"--{option}" for option in [*given, *(["plot"] if plot else [])])
             raise InputError(f"--plan has no {refused}: it measures nothing of the model")
         planned = secateur.plan(model, pattern=pattern, sparsity=sparsity)
-        _show(planned, console.plan_tables(planned), console.plan_notes(planned), json)
+        _show(planned, speed.plan_tables(planned), speed.plan_notes(planned), json)
         return
     if pattern is not None or sparsity is not None:
         raise InputError("--pattern and --sparsity are for --plan: a model is measured as it was pruned")
     if plot:
         check_plot(plot)
     result = secateur.bench(model, **given, progress=progress_for(quiet))
-    tables = [console.modules_table(result), console.model_table(result)]
+    tables = [speed.modules_table(result), speed.model_table(result)]
     if result.structured:
-        tables.append(console.structured_table(result))
+        tables.append(speed.structured_table(result))
     if result.choices:
-        tables.append(console.choices_table(result.choices))
-    _show(result, tables, console.benchmark_notes(result), json)
+        tables.append(speed.choices_table(result.choices))
+    _show(result, tables, speed.benchmark_notes(result), json)
     if plot:
         draw(result, plot)
 
 
-def _show(result: Benchmark | Plan, tables: Sequence[Table], notes: Sequence[str], json: bool) -> None:
+def _show(result: "Benchmark | Plan", tables: "Sequence[Table]", notes: Sequence[str], json: bool) -> None:
+    from secateur.benchmark.measuring import Benchmark
+    from secateur.console.terminal import out
+
     if json:
         slower = {"slower": [dataclasses.asdict(x) for x in result.slower]} if isinstance(result, Benchmark) else {}
         print_json(dataclasses.asdict(result) | slower)
         return
     for table in tables:
-        console.out.print(table)
+        out.print(table)
     for note in notes:
-        console.out.print(note, markup=False, highlight=False)
+        out.print(note, markup=False, highlight=False)

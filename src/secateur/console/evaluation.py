@@ -6,10 +6,10 @@ from statistics import fmean
 from rich.markup import escape
 from rich.table import Table
 
-from secateur.evaluate.comparison import Comparison, compare
-from secateur.evaluate.evaluation import Evaluation
-from secateur.evaluate.perplexity import Perplexity
-from secateur.evaluate.zero_shot import TaskScore
+from secateur.evaluation.comparison import Comparison, compare
+from secateur.evaluation.evaluate import Evaluation
+from secateur.evaluation.perplexity import Perplexity
+from secateur.evaluation.zero_shot import TaskScore
 
 
 def evaluation_table(results: Sequence[Evaluation]) -> Table:

@@ -1,4 +1,4 @@
-"""What became of a model: pruned, verified, packed; and what its linears are."""
+"""A model after pruning, packing and verification, and what its linears are."""
 
 import re
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from secateur.formats.packing import Packing
 from secateur.inspection import Inspection
-from secateur.layers import FEWEST_TOKENS
+from secateur.packing import Packing
+from secateur.pruning.linear import FEWEST_TOKENS
 from secateur.verification import Verdict
 
 # Ways to fold, the freest last.
@@ -19,15 +19,15 @@ _FOLDS = ("unordered", "exact", "gather", "none")
 
 
 def pruning_table(manifest: dict[str, Any]) -> Table:
-    """The layers of a ``secateur.json``, one row per kind, averaged over blocks.
+    """The layers of a ``secateur.json``, one row per linear of a block, averaged over blocks.
 
     For an N:M pattern the retained score is also given as a share of what unstructured sparsity retains,
     and with ``compare_folds`` the same for every way to fold, so that the price of each is visible.
     """
-    kinds: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for layer in manifest["layers"]:
-        kind = re.split(r"\.\d+\.", layer["name"])[-1]  # what follows the number of the block
-        kinds.setdefault(kind, []).append(layer)
+        in_block = re.split(r"\.\d+\.", layer["name"])[-1]  # what follows the number of the block
+        rows.setdefault(in_block, []).append(layer)
     folds = sorted(manifest["layers"][0]["folds"], key=_FOLDS.index)
     columns: dict[str, Callable[[dict[str, Any]], float]] = {"score retained": lambda x: x["retained"]}
     if manifest["recipe"]["pattern"]:
@@ -39,11 +39,11 @@ def pruning_table(manifest: dict[str, Any]) -> Table:
     table.add_column("layers")
     for column in ("number", "shape", *columns):
         table.add_column(column, justify="right")
-    for kind, layers in [*kinds.items(), ("all", manifest["layers"])]:
-        shape = "×".join(map(str, layers[0]["shape"])) if kind != "all" else ""
+    for label, layers in [*rows.items(), ("all", manifest["layers"])]:
+        shape = "×".join(map(str, layers[0]["shape"])) if label != "all" else ""
         found = [[value(layer) for layer in layers if value(layer) is not None] for value in columns.values()]
         means = [f"{fmean(values):.3f}" if values else "" for values in found]
-        table.add_row(kind, str(len(layers)), shape, *means, end_section=kind == list(kinds)[-1])
+        table.add_row(label, str(len(layers)), shape, *means, end_section=label == list(rows)[-1])
     return table
 
 

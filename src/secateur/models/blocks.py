@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -24,6 +25,11 @@ class Block:
     prefix: str
     module: nn.Module
     linears: tuple[Linear, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its module's weights are now."""
+        return next(self.module.parameters()).device
 
     def full_name(self, linear: Linear) -> str:
         """The name of a linear of this block inside the whole model."""

@@ -15,8 +15,8 @@ def _heads(config: Any) -> Heads:
 
 def _norms(names: Iterable[str], bias: bool = False) -> tuple[Carrier, ...]:
     """Norms of the residual space."""
-    kinds = ("weight", "bias") if bias else ("weight",)
-    return tuple(Carrier(f"{name}.{kind}", 0, "residual") for name in names for kind in kinds)
+    parameters = ("weight", "bias") if bias else ("weight",)
+    return tuple(Carrier(f"{name}.{parameter}", 0, "residual") for name in names for parameter in parameters)
 
 
 def _ends(embedding: str, norm: str, bias: bool = False) -> tuple[Carrier, ...]:

@@ -2,6 +2,14 @@
 
 Swap two channels between two groups, best gain first, until no swap gains anything; then escape the local
 optimum by a random swap, and go on, a bounded number of times. A baseline (RIA, Table 11).
+
+What a swap of channel b, in slot i of group k, with channel c, in slot j of group l, gains is a sum of two entries of
+the table ``values[slot, channel]`` less two others: what each group retains with the other's channel in place of its
+own, in the closed form of ``assign.py``. So all gains are one matrix, and a swap changes only the 2M rows of the
+table that belong to its two groups. Published is the search, by forming and sorting every pair of groups.
+
+Cost: I² R operations to fill the table, 2M I R and I² for each swap, of which there are about as many as channels,
+and again for each escape: it grows faster with width than the assignment does.
 """
 
 import torch

@@ -1,20 +1,34 @@
-"""SparseGPT (Frantar & Alistarh, *Massive Language Models Can Be Accurately Pruned in One-Shot*, ICML 2023)."""
+"""SparseGPT (Frantar & Alistarh, *Massive Language Models Can Be Accurately Pruned in One-Shot*, ICML 2023).
+
+Go through the columns from left to right. Each weight w_j that goes is made up for by the columns to its right, and
+by no others: with U the upper Cholesky factor of G⁻¹ (UᵀU = G⁻¹) the best change of a row is
+
+    w ← w − (w_j / U_jj) · U_j,j:          and the error rises by w_j² / U_jj²          (Algorithm 1)
+
+Its own mask is chosen on the way by that rise, with the weights as they have become by then: unstructured, in each
+block of 128 columns among all rows; N:M, in each group. A given mask (the "+ reconstruction" rows of the RIA paper's
+Table 8) runs the same sweep and chooses nothing.
+
+As published but for three things. G = Σ x xᵀ where the authors' code scales it by 2 over the number of sequences, which
+changes nothing, since the damping is a share of its mean. Exactly the asked number of weights goes, over all blocks
+together. And of equal rises the first stays.
+
+Cost: O(I³) for the factor, which linears that share their inputs share, and O · I² for the sweep, in panels, so that
+most of it is matrix products.
+"""
 
 import torch
 from torch import Tensor
 
-from secateur.reconstruct.gram import Gram
-from secateur.sparsity import NM, Pattern, Unstructured, select
+from secateur.masks import select
+from secateur.patterns import NM, Pattern, Unstructured
+from secateur.stats.gram import Gram
 
 BLOCK = 128
 
 
-def sparsegpt(dense: Tensor, gram: Gram, *, mask: Tensor | None = None, pattern: Pattern | None = None) -> Tensor:
+def sweep(dense: Tensor, gram: Gram, *, mask: Tensor | None = None, pattern: Pattern | None = None) -> Tensor:
     """Remove weights column after column, each time making up for it with the columns to the right.
-
-    With U the upper Cholesky factor of G⁻¹, removing w_j changes the row by −(w_j / U_jj) · U_j,j: (Algorithm 1).
-    Its own mask is chosen as it goes: unstructured, in each block of columns among all rows; N:M, in each
-    group; by w² / U_jj², with the weights as they have become by then.
 
     Args:
         dense: ``(O, I)`` float32.
@@ -41,8 +55,8 @@ def sparsegpt(dense: Tensor, gram: Gram, *, mask: Tensor | None = None, pattern:
         for j in range(stop - start):
             if mask is None and isinstance(pattern, NM) and j % pattern.group == 0:
                 ahead = slice(j, j + pattern.group)
-                importance = columns[:, ahead] ** 2 / local.diagonal()[ahead] ** 2
-                kept[:, start + j : start + j + pattern.group] = select(importance, pattern)
+                rise = columns[:, ahead] ** 2 / local.diagonal()[ahead] ** 2
+                kept[:, start + j : start + j + pattern.group] = select(rise, pattern)
             removed = torch.where(kept[:, start + j], 0, columns[:, j]) / local[j, j]
             columns[:, j:] -= removed[:, None] * local[j, j:]
             errors[:, j] = removed
@@ -58,11 +72,3 @@ def _select_in_block(score: Tensor, pattern: Unstructured, start: int, stop: int
     if removed[1] - removed[0] == here:
         return torch.zeros_like(score, dtype=torch.bool)
     return select(score, Unstructured((removed[1] - removed[0]) / here, pattern.scope))
-
-
-def importance(dense: Tensor, gram: Gram) -> Tensor:
-    """w² / [G⁻¹]_jj: how much the error rises when this weight goes and the others make up for it, ``(O, I)``.
-
-    It is what the sweep compares, before any weight is removed: there U_jj² is [G⁻¹]_jj of the columns from j on.
-    """
-    return dense**2 / gram.inverse_diagonal

@@ -8,8 +8,9 @@ from statistics import median
 import torch
 from torch import nn
 
+from secateur.checkpoint.sparse import pack
 from secateur.errors import InputError
-from secateur.formats.sparse import pack
+from secateur.masks import sparsity_of
 from secateur.runtime.algorithms import Algorithms, Clock, check
 from secateur.runtime.choosing import BUCKETS, DENSE, FORMS, PACKED, Choice, Measured, choose
 from secateur.runtime.cusparselt import Algorithm
@@ -17,7 +18,6 @@ from secateur.runtime.dispatch import DispatchedLinear, Form, dense_linear, form
 from secateur.runtime.graphs import capture
 from secateur.runtime.semi_structured import SemiStructuredLinear, is_2of4
 from secateur.runtime.sparse_linear import SparseLinear
-from secateur.sparsity import sparsity_of
 
 # So many linears of a shape are timed in turn. A large model's are more than a GPU's cache holds, as when it runs.
 SAMPLE = 8

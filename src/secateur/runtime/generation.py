@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.checkpoint import Source, local_folder
+from secateur.devices import check_dtype, choose_device
 from secateur.errors import InputError
-from secateur.recipe import check_dtype, choose_device
 from secateur.runtime.choosing import Choice
 from secateur.runtime.decoding import Continuation
 from secateur.runtime.kernels import KERNELS

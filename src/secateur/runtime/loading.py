@@ -10,11 +10,11 @@ from transformers import GenerationConfig, PreTrainedModel
 from secateur.checkpoint import Source, load_into, load_whole
 from secateur.checkpoint.packed import Entry
 from secateur.checkpoint.source import naming
+from secateur.checkpoint.sparse import stack_rows
+from secateur.devices import choose_device
 from secateur.errors import InputError
-from secateur.formats.sparse import stack_rows
-from secateur.recipe import choose_device
+from secateur.models.gather import ORDER, attach_orders
 from secateur.runtime.acceleration import accelerate, check_form
-from secateur.runtime.gather import ORDER, attach_orders
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.sparse_experts import put_experts
 from secateur.runtime.sparse_linear import SparseLinear

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.masks import obeys
+from secateur.patterns import NM
 from secateur.runtime import cusparselt
 from secateur.runtime.choosing import nearest
 from secateur.runtime.cusparselt import ALIGNMENT, Algorithm, Plan, Problem, token_multiple
-from secateur.sparsity import NM, obeys
 
 # Prompts of many lengths each need plans of their own; those not used for longest go.
 MOST_PLANS = 1024

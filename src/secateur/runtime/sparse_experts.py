@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.formats.sparse import SparseWeight
+from secateur.checkpoint.sparse import SparseWeight
 from secateur.runtime.sparse_linear import SparseLinear
 
 

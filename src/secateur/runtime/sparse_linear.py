@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from secateur.formats.sparse import WORD, SparseWeight
+from secateur.checkpoint.sparse import WORD, SparseWeight
 from secateur.runtime.kernels import KERNELS
 
 if TYPE_CHECKING:

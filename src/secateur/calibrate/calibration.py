@@ -1,0 +1,69 @@
+"""Statistics of what enters each block, and a guard of what leaves it, block after block."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from secateur.calibrate.guard import Guard
+from secateur.calibrate.stream import Batch, Stream
+from secateur.models.blocks import Block
+from secateur.progress import Progress
+from secateur.stats.inputs import InputStats
+
+# Output errors are measured on about this many input rows of each linear, spread over all samples.
+ERROR_ROWS = 256
+
+
+class Calibration:
+    """The samples of one walk over the blocks of a model.
+
+    The samples are embedded when the first block is observed, which must be in memory by then.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[Block],
+        batches: Sequence[Batch],
+        *,
+        held_out: int = 0,
+        gram: bool = False,
+        one_shot: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            model: see :class:`~secateur.calibrate.stream.Stream`.
+            blocks: all of its blocks, in order.
+            batches: the samples; without any there are no statistics, and no guard.
+            held_out: so many of the last batches count in no statistic, and are what the guard judges by.
+            gram: gather Gram matrices as well.
+            one_shot: take all statistics from the model as it is now: samples move on through each block in the pass
+                that observes it.
+            progress: is told of the tokens that a block has processed; of the block where there are no samples.
+        """
+        self._model, self._blocks, self._batches = model, blocks, batches
+        self._held_out, self._gram, self._one_shot = held_out, gram, one_shot
+        self._progress = progress or Progress()
+        self._stream: Stream | None = None
+
+    def observe(self, index: int) -> tuple[dict[str, InputStats], Guard | None]:
+        """Statistics by the names of the linears of block ``index``, still dense, and its guard."""
+        if not self._batches:
+            return {}, None
+        if self._stream is None:
+            self._stream = Stream(self._model, self._blocks, self._batches, self._progress, held_out=self._held_out)
+        guard = Guard(self._stream, index) if self._held_out else None
+        stride = max(1, self._stream.tokens // ERROR_ROWS)
+        return self._stream.observe(index, stride, self._one_shot and not self._is_last(index), self._gram), guard
+
+    def advance(self, index: int) -> None:
+        """Make what enters the next block, with block ``index`` as it is now."""
+        if self._stream is None:
+            self._progress.advance(1)
+        elif not self._one_shot and not self._is_last(index):
+            self._stream.advance(index)
+
+    def _is_last(self, index: int) -> bool:
+        return index + 1 == len(self._blocks)

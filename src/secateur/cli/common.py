@@ -1,0 +1,34 @@
+"""What all commands share: the app, common options, and how results leave it."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+import secateur
+from secateur.progress import Progress
+
+app = App(
+    name="secateur",
+    help="Prune large language models after training.",
+    version=lambda: secateur.__version__,
+    default_parameter=Parameter(negative_iterable=()),
+)
+app.register_install_completion_command(add_to_startup=False)
+
+Json = Annotated[bool, Parameter(help="Print the result as one JSON document instead of a table.", negative=())]
+Quiet = Annotated[bool, Parameter(help="Draw no progress bars.", negative=())]
+Force = Annotated[bool, Parameter(help="Replace a model folder that is already there.", negative=())]
+
+
+def progress_for(quiet: bool) -> Progress:
+    """Bars in the terminal, unless ``quiet``."""
+    from secateur.console.terminal import TerminalProgress
+
+    return Progress() if quiet else TerminalProgress()
+
+
+def print_json(result: Any) -> None:
+    """``result`` as one document on standard output."""
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")

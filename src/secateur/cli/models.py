@@ -1,0 +1,111 @@
+"""Commands that make models: prune, pack, unpack, demo."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+import secateur
+from secateur.cli.common import Force, Json, Quiet, app, print_json, progress_for
+from secateur.recipe import Recipe
+
+
+@app.command
+def prune(
+    model: str,
+    *,
+    out: Path,
+    options: Annotated[Recipe, Parameter(name="*")] = Recipe(),  # noqa: B008 (frozen)
+    recipe: str | None = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prune MODEL and write a plain Hugging Face folder that loads without Secateur.
+
+    Parameters
+    ----------
+    model
+        A hub name, a folder, or a .gguf file.
+    out
+        The folder to write.
+    recipe
+        paper, best, fast, or a YAML file with any of the options below; those given here win.
+    """
+    from secateur.console.models import pruning_notes, pruning_table
+    from secateur.console.terminal import out as terminal
+
+    manifest = secateur.prune(model, out, options, force=force, progress=progress_for(quiet))
+    if json:
+        print_json(manifest)
+    else:
+        terminal.print(pruning_table(manifest))
+        for note in pruning_notes(manifest):
+            terminal.print(note, highlight=False)
+        terminal.print(f"written to {out}", highlight=False)
+
+
+@app.command
+def pack(
+    model: str, /, *, out: Path, int8: bool = False, force: Force = False, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Write pruned MODEL with its pruned linears packed: smaller, and faster to generate with on a CPU.
+
+    Parameters
+    ----------
+    model
+        A pruned model: a folder, a hub name, or a .gguf file.
+    out
+        The folder to write. Only Secateur loads it; unpack gives the plain one back, bit for bit.
+    int8
+        Round the kept weights to int8, with a scale for each row and 128 columns.
+    """
+    from secateur.console.models import packing_text
+    from secateur.console.terminal import out as terminal
+
+    packing = secateur.pack(model, out, int8=int8, force=force, progress=progress_for(quiet))
+    if json:
+        print_json(dataclasses.asdict(packing))
+    else:
+        terminal.print(packing_text(packing))
+        terminal.print(f"written to {out}", highlight=False)
+
+
+@app.command
+def unpack(model: str, /, *, out: Path, force: Force = False, quiet: Quiet = False) -> None:
+    """Write packed MODEL as a plain Hugging Face folder again.
+
+    Parameters
+    ----------
+    model
+        A folder that pack wrote.
+    out
+        The folder to write.
+    """
+    from secateur.console.terminal import out as terminal
+
+    secateur.unpack(model, out, force=force, progress=progress_for(quiet))
+    terminal.print(f"written to {out}", highlight=False)
+
+
+@app.command(name="demo")
+def run_demo(*, out: Path | None = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Prune SmolLM2-135M with magnitude, Wanda and RIA, to 50 % and to 2:4, and compare perplexities.
+
+    Parameters
+    ----------
+    out
+        Keep the models in this new folder.
+    """
+    from secateur import demo
+    from secateur.console.evaluation import evaluation_table
+    from secateur.console.terminal import out as terminal
+
+    results = demo.run(out, progress_for(quiet))
+    if json:
+        print_json([dataclasses.asdict(result) for result in results])
+    else:
+        dense, *pruned = results
+        for start in range(0, len(pruned), demo.PER_SPARSITY):  # each sparsity has its own baseline
+            terminal.print(evaluation_table([dense, *pruned[start : start + demo.PER_SPARSITY]]))

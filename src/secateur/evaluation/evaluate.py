@@ -1,0 +1,112 @@
+"""Evaluate written models: each is loaded once, and does every text and task."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur import data as texts
+from secateur.checkpoint import Source, local_folder
+from secateur.devices import check_dtype, choose_device, choose_dtype
+from secateur.errors import InputError
+from secateur.evaluation.perplexity import Perplexity, measure
+from secateur.evaluation.zero_shot import TaskScore, find_tasks, score
+from secateur.progress import Progress
+from secateur.runtime.loading import load
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How one model did.
+
+    Attributes:
+        model: the model, as it was named.
+        dtype: the precision of the computation.
+        texts: its perplexities, in the order of the texts.
+        tasks: its scores, in the order of the tasks.
+    """
+
+    model: str
+    dtype: str
+    texts: tuple[Perplexity, ...]
+    tasks: tuple[TaskScore, ...]
+
+    @property
+    def perplexity(self) -> float:
+        """The perplexity on the first text."""
+        return self.texts[0].perplexity
+
+
+def evaluate(
+    models: Sequence[str | Path] | str | Path,
+    data: Sequence[str] | str | None = None,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
+    tasks: Sequence[str] | str = (),
+    task_files: str | Path | None = None,
+    task_limit: int | None = None,
+    shots: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Measure written models, one after the other, on the same texts and tasks.
+
+    Args:
+        models: hub names, folders or ``.gguf`` files; one of them, or several.
+        data: the texts, as :mod:`secateur.data.sources` names them; ``wikitext2`` if there are no tasks either.
+        window: tokens per window; by default the model's context, at most 2048.
+        stride: tokens from one window to the next; by default the window, so that none overlap.
+        limit: use only so many windows of each text.
+        tasks: names of lm-eval tasks or groups, of tasks in ``task_files``, or a group of
+            :data:`secateur.evaluation.zero_shot.GROUPS`; by default all tasks in ``task_files``.
+        task_files: a folder of task files, whose names go before lm-eval's own.
+        task_limit: use only so many items of each task.
+        shots: examples before each question; by default what the task says, which is mostly none.
+        device: ``auto``, ``cpu``, ``cuda`` …
+        dtype: ``auto`` (float32 on a CPU, the checkpoint's own on a GPU), ``float32``, ``bfloat16``, ``float16``.
+    Raises:
+        InputError: when a model, a text or a task cannot be used.
+    """
+    names = [str(model) for model in _listed(models)]
+    asked, wanted = _listed(data or []), _listed(tasks)
+    for option, value, least in (("limit", limit, 1), ("task-limit", task_limit, 1), ("shots", shots, 0)):
+        if value is not None and value < least:
+            raise InputError(f"--{option} must be at least {least}, not {value}")
+    if not names:
+        raise InputError("there is no model to evaluate")
+    check_dtype(dtype)
+    if data is None and not wanted and not task_files:
+        asked = ["wikitext2"]
+    progress = progress or Progress()
+    chosen = choose_device(device)
+    need = limit * (window or 2048) if limit else None
+    sources = [texts.load_text(source, "evaluation", need) for source in asked]
+    found = find_tasks(wanted, task_files, shots) if wanted or task_files else None
+
+    def one(name: str) -> Evaluation:
+        with local_folder(name) as folder:
+            tokenizer = Source(folder).tokenizer()
+            model = load(folder, dtype, chosen)
+        precision = choose_dtype(dtype, model.dtype, chosen)
+        model.to(precision)  # on a CPU auto computes in more than is stored
+        perplexities = [
+            measure(model, tokenizer, text, window=window, stride=stride, limit=limit, progress=progress, name=name)
+            for text in sources
+        ]
+        scores = score(model, tokenizer, found, limit=task_limit, progress=progress, name=name) if found else []
+        return Evaluation(name, str(precision).removeprefix("torch."), tuple(perplexities), tuple(scores))
+
+    results = []
+    with progress:
+        for name in names:
+            results.append(one(name))
+            gc.collect()  # lm-eval's wrapper refers to itself, and with it to the model: two would be in memory
+    return results
+
+
+def _listed(names: Sequence[str | Path] | str | Path) -> list[Any]:
+    return [names] if isinstance(names, str | Path) else list(names)

@@ -1,1 +1,0 @@
-"""Sparse weights in files: the format that docs/format.md describes."""

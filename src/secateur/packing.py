@@ -1,0 +1,166 @@
+"""Pack the pruned weights of a model folder, and unpack them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from secateur.checkpoint import MANIFEST, ORDERS, Source, Writer, check_destination, local_folder
+from secateur.checkpoint.layout import PACKED_TYPE
+from secateur.checkpoint.packed import as_tensors
+from secateur.checkpoint.sparse import BITS, SparseWeight, pack_int8
+from secateur.checkpoint.sparse import pack as pack_bits
+from secateur.errors import InputError
+from secateur.models.blocks import blocks_of, family_of
+from secateur.progress import Progress
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What packing came to, in bytes.
+
+    Attributes:
+        model: the model, as it was named.
+        int8: whether the kept values were rounded to int8.
+        linears: the number of linears that were packed.
+        dense_bytes: what they took before.
+        packed_bytes: what they take now.
+        total_dense_bytes: what all tensors took before.
+        total_packed_bytes: what all tensors take now.
+    """
+
+    model: str
+    int8: bool
+    linears: int
+    dense_bytes: int
+    packed_bytes: int
+    total_dense_bytes: int
+    total_packed_bytes: int
+
+
+def pack(
+    model: str | Path, out: str | Path, *, int8: bool = False, force: bool = False, progress: Progress | None = None
+) -> Packing:
+    """Write a copy of a pruned model whose pruned linears are packed: a mask, and the weights that it keeps.
+
+    Those linears in its blocks are packed that take fewer bytes so. :func:`unpack` gives back every bit,
+    unless the values are rounded to int8.
+
+    Args:
+        model: a pruned model: a hub name, a folder, or a ``.gguf`` file. It need not come from Secateur.
+        out: the folder to write; plain transformers refuses it, :func:`secateur.load` runs it.
+        int8: round the kept values to int8, with a scale for each row and 128 columns.
+        force: replace a model folder that is already there.
+        progress: is told how far it is.
+
+    Raises:
+        InputError: when something given cannot be used, or nothing would get smaller; nothing is written then.
+    """
+    out, progress = Path(out), progress or Progress()
+    check_destination(out, force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with progress, local_folder(str(model), out.parent) as folder, Writer(out, force) as writer:
+        source = Source(folder)
+        if source.packed:
+            raise InputError(f"{model} is packed already")
+        skeleton = source.skeleton(torch.float32)
+        blocks = blocks_of(skeleton, family_of(skeleton))
+        progress.start("pack", len(blocks), "blocks")
+        inside = tuple(block.prefix for block in blocks)
+        outer = source.read([name for name in source.names() if not name.startswith(inside)])
+        _add(writer, source.stacks.split(outer), {})
+        total, before = _bytes(outer), 0
+        packed: dict[str, int] = {}
+        for block in blocks:
+            held = {part for x in block.linears for part in source.stacks.parts(block.prefix + x.tensor)}
+            tensors = source.stacks.split(source.read(source.names(block.prefix)))
+            total += _bytes(tensors)
+            weights = {}
+            for name in tensors.keys() & held:
+                if (weight := pack_if_smaller(tensors[name], int8, name)) is not None:
+                    before += tensors.pop(name).nbytes
+                    weights[name] = weight
+            _add(writer, tensors, dict(sorted(weights.items())))
+            packed |= {name: weight.nbytes for name, weight in weights.items()}
+            progress.advance(1)
+        if not packed:
+            raise InputError(
+                f"no linear in the blocks of {model} would get smaller: they have too few zeros "
+                "(a zero with a minus sign counts as a weight)"
+            )
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        writer.finish(folder, _manifest(folder), _orders(folder), config={"model_type": PACKED_TYPE, "base": config})
+    after = sum(packed.values())
+    return Packing(str(model), int8, len(packed), before, after, total, total - before + after)
+
+
+def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress: Progress | None = None) -> None:
+    """Write a packed folder as a plain Hugging Face folder again, bit for bit the one that was packed.
+
+    Weights whose values were rounded to int8 come back rounded, in their former type.
+
+    Args:
+        model: a folder that :func:`pack` wrote.
+        out: the folder to write.
+        force: replace a model folder that is already there.
+        progress: is told how far it is.
+
+    Raises:
+        InputError: when the folder is not a packed one, or is damaged; nothing is written then.
+    """
+    folder, out, progress = Path(model), Path(out), progress or Progress()
+    check_destination(out, force)
+    source = Source(folder)
+    if not source.packed:
+        raise InputError(f"{folder} is not packed")
+    with progress, Writer(out, force) as writer:
+        shards: dict[Path, list[str]] = {}
+        for name in source.names():
+            shards.setdefault(source.files[source.stacks.parts(name)[0]], []).append(name)
+        progress.start("unpack", len(shards), "files")
+        for _, names in sorted(shards.items()):
+            writer.add(source.stacks.split(source.read(names)))
+            progress.advance(1)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["base"]
+        writer.finish(folder, _manifest(folder), _orders(folder), config=config)
+
+
+def pack_if_smaller(weight: Tensor, int8: bool, name: str) -> SparseWeight | None:
+    """``weight`` (O, I) packed, or None where that would not make it smaller.
+
+    Raises:
+        InputError: about ``name``, when a weight that is not finite is to be rounded to int8.
+    """
+    if weight.dtype not in BITS:
+        return None
+    packed = pack_bits(weight)
+    if packed.nbytes >= weight.nbytes:
+        return None
+    if not int8:
+        return packed
+    try:
+        return pack_int8(weight)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _add(writer: Writer, tensors: dict[str, Tensor], weights: dict[str, SparseWeight]) -> None:
+    parts, metadata = as_tensors(weights)
+    writer.add(tensors | parts, metadata)
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _orders(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / ORDERS) if (folder / ORDERS).is_file() else {}

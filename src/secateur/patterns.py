@@ -1,0 +1,84 @@
+"""What a mask must obey: a pattern of N:M, or a share of weights anywhere.
+
+Nothing here computes: names, numbers and checks, which the recipe and the command line need before torch is loaded.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from secateur.errors import InputError
+
+Scope = Literal["row", "matrix"]
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any weight may go: a share ``sparsity`` in [0, 1) of them is removed.
+
+    ``scope`` says which weights compete: those of one output row, or those of the whole matrix.
+    """
+
+    sparsity: float
+    scope: Scope = "matrix"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise InputError(f"sparsity {self.sparsity} is not in [0, 1)")
+
+    def __str__(self) -> str:
+        return f"{100 * self.sparsity:.4g} %"
+
+
+@dataclass(frozen=True)
+class NM:
+    """``kept`` weights stay of every ``group`` consecutive input channels, in each output row."""
+
+    kept: int
+    group: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.kept <= self.group:
+            raise InputError(
+                f"pattern {self.kept}:{self.group} does not keep 1 to {self.group} weights of {self.group}"
+            )
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights removed."""
+        return 1 - self.kept / self.group
+
+    def __str__(self) -> str:
+        return f"{self.kept}:{self.group} ({100 * self.sparsity:.4g} %)"
+
+
+Pattern = Unstructured | NM
+
+
+def parse_nm(text: str) -> NM:
+    """Read ``"2:4"`` as :class:`NM`. Raises :class:`InputError` for anything else."""
+    match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+    if match is None:
+        raise InputError(f"pattern {text!r} is not of the form N:M, such as 2:4 (N weights kept of every M)")
+    return NM(int(match[1]), int(match[2]))
+
+
+def check_fits(pattern: Pattern, in_features: int) -> None:
+    """Raise :class:`InputError` when a weight of ``in_features`` columns cannot have ``pattern``."""
+    if isinstance(pattern, NM) and in_features % pattern.group:
+        raise InputError(f"{in_features} input channels are not a multiple of {pattern.group}, as {pattern} needs")
+
+
+def count_kept(rows: int, columns: int, pattern: Pattern) -> int:
+    """How many weights :func:`secateur.masks.select` keeps of a matrix of this shape.
+
+    Raises:
+        InputError: when ``columns`` is not a multiple of the group of an N:M pattern.
+    """
+    check_fits(pattern, columns)
+    match pattern:
+        case NM(kept, group):
+            return rows * columns // group * kept
+        case Unstructured(sparsity, scope):
+            number, length = (1, rows * columns) if scope == "matrix" else (rows, columns)
+            return number * (length - round(sparsity * length))

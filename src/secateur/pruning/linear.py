@@ -1,0 +1,138 @@
+"""Prune one linear: score, order of its own, mask, and steps that change mask and weights."""
+
+import torch
+from torch import Tensor
+
+from secateur.digests import bytes_digest, nonzeros_digest
+from secateur.masks import retained, select, sparsity_of
+from secateur.patterns import NM, Pattern, Unstructured
+from secateur.permute.orders import find_order, inverse
+from secateur.pruning.result import LayerResult
+from secateur.recipe import Recipe, Step
+from secateur.reconstruct.methods import RECONSTRUCTIONS, Pruned
+from secateur.reconstruct.refine import refined
+from secateur.reconstruct.sparsegpt import sweep
+from secateur.scores import SCORES, compute
+from secateur.stats.gram import output_error
+from secateur.stats.inputs import InputStats
+
+# A linear that sees fewer calibration tokens, such as an expert to which few are routed, is pruned by its weights
+# alone.
+FEWEST_TOKENS = 32
+
+
+def score_of(name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe) -> Tensor:
+    """The score of the linear ``name``: the recipe's, or RI where too few tokens were seen for it.
+
+    Raises:
+        InputError: unless weight and inputs are finite.
+    """
+    return compute(recipe.score if sees_enough(stats) else "ri", weight, stats, recipe.alpha, name)
+
+
+def sees_enough(stats: InputStats | None) -> bool:
+    """Whether a linear of these inputs can be pruned by them. A recipe that needs none has None."""
+    return stats is None or stats.tokens >= FEWEST_TOKENS
+
+
+def search_order(score: Tensor, pattern: NM, recipe: Recipe) -> Tensor:
+    """An order of the columns of ``score`` (R, I) by the recipe's search, int64, on the score's device."""
+    return find_order(score, pattern, recipe.permute, communities=recipe.communities, seed=recipe.seed)
+
+
+class LinearPruning:
+    """One linear on its way through a recipe: a mask, and weights that may change with further steps.
+
+    In fold mode ``none`` it gets an order of its own: mask and weights are found in that order and mapped
+    back, so that the weight obeys the pattern only in the other.
+
+    Attributes:
+        name: its full name.
+        weight: as it is to be stored, ``(O, I)``: rounded to its dtype and exactly zero where it is masked.
+        order: its own order, int64 ``(I,)``, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weight: Tensor,
+        pattern: Pattern,
+        stats: InputStats | None,
+        recipe: Recipe,
+        device: torch.device,
+    ) -> None:
+        """Choose the mask of the dense ``weight`` as stored."""
+        self.name, self._dtype, self._pattern = name, weight.dtype, pattern
+        self._recipe, self._informed = recipe, stats is not None and sees_enough(stats)
+        dense = weight.to(device, torch.float32, copy=True)  # what it was copied from will be written to
+        score = score_of(name, dense, stats, recipe)
+        self.order: Tensor | None = None
+        if isinstance(pattern, NM) and recipe.permute != "none" and recipe.fold == "none":
+            self.order = search_order(score, pattern, recipe)
+            score, dense = score[:, self.order], dense[:, self.order]
+            stats = stats.select(self.order) if stats else None
+        self._dense, self._score, self._stats = dense, score, stats
+        self.accept(*self._own_mask())
+
+    def _own_mask(self) -> tuple[Tensor, Tensor]:
+        if self._recipe.sweeps and self._stats and self._informed:  # SparseGPT as published chooses its mask on the way
+            pruned = sweep(self._dense, self._stats.damped, pattern=self._pattern)
+            return pruned != 0, pruned
+        mask = select(self._score, self._pattern)
+        return mask, self._dense * mask
+
+    def accept(self, mask: Tensor, changed: Tensor) -> None:
+        """Make mask and float32 weights of a step, both ``(O, I)`` in this linear's own order, the current ones."""
+        self._mask, self._changed = mask, changed
+        stored = self.stored
+        self.weight = stored if self.order is None else stored[:, inverse(self.order)]
+
+    @property
+    def stored(self) -> Tensor:
+        """The current weights in this linear's own order, rounded as stored: what masking leaves is exactly zero."""
+        return self._changed.to(self._dtype).where(self._mask, 0)  # and never -0, which formats that go by bits keep
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor]:
+        """The current mask and float32 weights, to come back to with :meth:`accept`."""
+        return self._mask, self._changed
+
+    def step(self, name: Step) -> None:
+        """Take a step: ``reconstruct``, or ``refine`` the mask (and reconstruct again)."""
+        if self._stats is None or not self._informed:
+            return
+        method = self._recipe.reconstruct
+        if name == "refine":
+            gram, refit = self._stats.shrunk, method != "none"
+            self.accept(*refined(self._dense, self._mask, gram, self._pattern, self._changed, refit=refit))
+        else:
+            pruned = Pruned(self._dense, self._mask, self._changed, self._stats, self._pattern)
+            self.accept(*RECONSTRUCTIONS[method](pruned))
+
+    def result(self) -> LayerResult:
+        """What it is now."""
+        pattern, stats = self._pattern, self._stats
+        free = Unstructured(pattern.sparsity, SCORES[self._recipe.score].scope)
+        kept = retained(self._score, self._mask)
+        return LayerResult(
+            name=self.name,
+            shape=(self.weight.shape[0], self.weight.shape[1]),
+            sparsity=sparsity_of(self.weight),
+            retained=kept,
+            unstructured=retained(self._score, select(self._score, free)) if isinstance(pattern, NM) else kept,
+            relative_error=relative_error(self._dense, self.stored.float(), stats) if stats and stats.tokens else None,
+            score=self._recipe.score if sees_enough(stats) else "ri",
+            tokens=stats.tokens if stats else None,
+            dead_channels=stats.dead if stats else None,
+            nonzeros_sha256=nonzeros_digest(self.weight),
+            weight_sha256=bytes_digest(self.weight),
+        )
+
+
+def relative_error(dense: Tensor, pruned: Tensor, stats: InputStats) -> float:
+    """See :class:`LayerResult`: over all inputs where their Gram matrix is known, else over the sample."""
+    if stats.gram is not None:
+        return output_error(pruned, dense, stats.gram)
+    inputs = stats.sample.float()
+    size, lost = (inputs @ dense.T).norm(), (inputs @ (dense - pruned).T).norm()
+    return (lost / size).item() if size > 0 else 0.0

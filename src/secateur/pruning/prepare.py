@@ -1,0 +1,134 @@
+"""What is settled before any long work: which linears are pruned, what each must become, and on which samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur import data
+from secateur.checkpoint import Source, context_of
+from secateur.digests import digest
+from secateur.errors import InputError
+from secateur.models.blocks import Block, blocks_of, family_of
+from secateur.models.spaces import Family
+from secateur.patterns import Pattern, check_fits
+from secateur.recipe import Recipe
+
+# A forward pass takes as many samples at a time as make about this many tokens.
+TOKENS_PER_BATCH = 2048
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done to the linears of one model.
+
+    Attributes:
+        recipe: by which methods.
+        family: the model's.
+        blocks: in the order in which they run, each with those of its linears that are pruned.
+        patterns: what each of these must obey, by its full name: nobody else asks the recipe.
+        skipped: the full names of the linears that stay dense.
+    """
+
+    recipe: Recipe
+    family: Family
+    blocks: Sequence[Block]
+    patterns: Mapping[str, Pattern]
+    skipped: Sequence[str]
+
+
+def prepare(model: nn.Module, recipe: Recipe) -> Task:
+    """Decide what becomes of every linear of ``model``, which may have no weights.
+
+    Raises:
+        InputError: when it has no blocks with linears, a skip names no layer, nothing is left to prune, a linear
+            cannot have its pattern, or the recipe's orders have no place in its family.
+    """
+    family = family_of(model)
+    blocks, skipped = _leave_out_skipped(blocks_of(model, family), recipe)
+    if recipe.orders_channels and recipe.fold == "gather" and not (family.rules and family.gathers):
+        raise InputError(f"--fold gather needs a norm before every reader, and a {family.name} model has not")
+    patterns = {block.full_name(linear): recipe.target for block in blocks for linear in block.linears}
+    _check_patterns(blocks, patterns)
+    return Task(recipe, family, blocks, patterns, skipped)
+
+
+def _leave_out_skipped(blocks: Sequence[Block], recipe: Recipe) -> tuple[list[Block], list[str]]:
+    """The blocks without the linears that the recipe skips, and the names of those."""
+    skipped = [name for b in blocks for x in b.linears if recipe.skips(name := b.full_name(x))]
+    for pattern in recipe.skip:
+        if not any(replace(recipe, skip=(pattern,)).skips(name) for name in skipped):
+            raise InputError(f"--skip {pattern} names no layer; `secateur inspect` lists them")
+    kept = [replace(b, linears=tuple(x for x in b.linears if not recipe.skips(b.full_name(x)))) for b in blocks]
+    if not any(block.linears for block in kept):
+        raise InputError("every layer is skipped: there is nothing to prune")
+    return kept, skipped
+
+
+def _check_patterns(blocks: Sequence[Block], patterns: Mapping[str, Pattern]) -> None:
+    misfits = {}
+    for block in blocks:
+        for linear in block.linears:
+            name = block.full_name(linear)
+            try:
+                check_fits(patterns[name], block.weight(linear).shape[1])
+            except InputError as error:
+                misfits[linear.name] = f"{name}: {error}"
+    if misfits:
+        skips = " ".join(f"--skip '*.{name}'" for name in misfits)
+        listed = "; ".join(misfits.values())
+        raise InputError(f"{listed}. Choose another pattern, or leave these layers dense: {skips}")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The calibration samples; none if the recipe reads no inputs.
+
+    Attributes:
+        batches: token ids, int64 ``(B, L)`` each.
+        held_out: the number of the last batches that only the guard sees.
+        origin: what the manifest says of them, or None.
+    """
+
+    batches: Sequence[Tensor] = ()
+    held_out: int = 0
+    origin: dict[str, Any] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all batches."""
+        return sum(batch.numel() for batch in self.batches)
+
+    @property
+    def held_out_tokens(self) -> int:
+        """Tokens that only the guard sees."""
+        return sum(batch.numel() for batch in self.batches[len(self.batches) - self.held_out :])
+
+
+def draw_samples(source: Source, recipe: Recipe, device: torch.device) -> Samples:
+    """Draw the calibration samples for the model of ``source``, and move them to ``device``.
+
+    Raises:
+        InputError: when the text cannot be had or is too short, or the samples are too long for the model.
+    """
+    if not recipe.needs_inputs:
+        return Samples()
+    longest = context_of(source.config)
+    if longest is not None and recipe.length > longest:
+        raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
+    text = data.load_text(recipe.calibration, "calibration", recipe.samples * recipe.length)
+    samples = data.calibration_samples(text, source.tokenizer(), recipe.samples, recipe.length, recipe.seed)
+    origin = {
+        "source": recipe.calibration,
+        "samples": recipe.samples,
+        "held_out": recipe.held_out,
+        "length": recipe.length,
+        "seed": recipe.seed,
+        "token_ids_sha256": digest(samples),
+    }
+    batch = max(1, TOKENS_PER_BATCH // recipe.length)
+    seen, held_out = samples.to(device).tensor_split([recipe.samples - recipe.held_out])
+    guarding = held_out.split(batch) if recipe.held_out else ()
+    return Samples((*seen.split(batch), *guarding), len(guarding), origin)

@@ -1,0 +1,87 @@
+"""What pruning did: to each linear, and to the model as a whole."""
+
+import dataclasses
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors
+import torch
+import transformers
+from torch import Tensor
+
+from secateur.calibrate.guard import Trial
+from secateur.progress import Clock
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One linear after pruning.
+
+    Attributes:
+        name: its full name.
+        shape: ``(O, I)``.
+        sparsity: the share of its weights that are zero now.
+        retained: the share of the total score that its kept weights hold.
+        unstructured: the share that unstructured sparsity of the same degree would hold.
+        relative_error: ‖X(W − W′)ᵀ‖ / ‖XWᵀ‖ in the Frobenius norm, over its calibration inputs X or a sample
+            of them; None when there were none.
+        score: what it was pruned by: the recipe's score, or ri where it saw too few tokens.
+        tokens: the number of calibration tokens that it was pruned by, or None.
+        dead_channels: the number of its input channels that were zero at all of them, or None.
+        nonzeros_sha256: of where its weights are not zero, as bytes 0 and 1, row by row.
+        weight_sha256: of its weights' bytes as stored.
+        folds: with ``compare_folds``, the share that other orders would hold, by the name of the fold mode,
+            and ``unordered``.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    sparsity: float
+    retained: float
+    unstructured: float
+    relative_error: float | None
+    score: str
+    tokens: int | None
+    dead_channels: int | None
+    nonzeros_sha256: str
+    weight_sha256: str
+    folds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Results:
+    """What was done to some blocks, or to all.
+
+    Attributes:
+        layers: its linears.
+        trials: what the guard said of their steps.
+        orders: every order that was found, int64, by the full name of its space or linear.
+    """
+
+    layers: list[LayerResult] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    orders: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, more: "Results") -> None:
+        """Append what is known of further blocks."""
+        self.layers += more.layers
+        self.trials += more.trials
+        self.orders |= more.orders
+
+    def report(self, clock: Clock) -> dict[str, Any]:
+        """The part of the manifest that tells how it went, how long it took, and with which versions."""
+        sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
+        zeros = sum(layer.sparsity * size for layer, size in zip(self.layers, sizes, strict=True))
+        return {
+            "sparsity": zeros / max(1, sum(sizes)),
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "guard": [dataclasses.asdict(trial) for trial in self.trials],
+            "seconds": clock.seconds(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "safetensors": safetensors.__version__,
+            },
+        }

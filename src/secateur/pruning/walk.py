@@ -1,0 +1,119 @@
+"""The walk over a model's blocks: the whole method, a block at a time.
+
+    for every block, in the order in which they run:
+        read        its tensors
+        observe     what the calibration samples, as the blocks before made them, put into its linears
+        order       the channels of its spaces so that N:M retains more of the score; fold the orders
+        prune       the linears that share their inputs: score, mask, then steps that change mask and weights
+        write       the block, and what was done to it
+        advance     the samples through the block as it is now
+
+:func:`walk` is the only loop over blocks in this package. The survey, which looks for the one order that all blocks
+share, is the same walk with other work in the middle. The walk is given where blocks come from and go to (a
+:class:`Store`), how samples move (:class:`~secateur.calibrate.calibration.Calibration`) and what is done to a block.
+
+Memory: one block, its statistics, and the hidden states of the samples. All that a visit holds is free before the next
+block is read.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from secateur.calibrate.calibration import Calibration
+from secateur.models.blocks import Block
+from secateur.models.spaces import reader_groups
+from secateur.progress import Clock, Progress
+from secateur.pruning.group import prune_group
+from secateur.pruning.order import Orderer
+from secateur.pruning.prepare import Task
+from secateur.pruning.result import LayerResult, Results
+from secateur.pruning.visit import Visit
+
+
+class Store(Protocol):
+    """Where blocks are read from, and where they go."""
+
+    def read(self, block: Block) -> dict[str, Tensor]:
+        """The tensors of ``block`` by full name, as stored, which its module has as well afterwards."""
+
+    def load(self, block: Block, tensors: dict[str, Tensor]) -> None:
+        """Give the module of ``block`` its tensors as they are now."""
+
+    def write(self, visit: Visit) -> None:
+        """Keep the block and its results."""
+
+    def release(self, block: Block) -> None:
+        """Free what ``block`` has in memory."""
+
+
+def walk(
+    blocks: Sequence[Block], store: Store, calibration: Calibration, clock: Clock, work: Callable[[Visit], None]
+) -> None:
+    """Visit all ``blocks`` in order, and do ``work`` at each, between its observation and the samples' advance."""
+    for index, block in enumerate(blocks):
+        with clock("read"):
+            tensors = store.read(block)
+        with clock("calibrate"):
+            stats, guard = calibration.observe(index)
+        work(Visit(f"block {index + 1}/{len(blocks)}", block, tensors, stats, guard))
+        with clock("calibrate"):
+            calibration.advance(index)
+        del tensors, stats, guard
+        store.release(block)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The work of the first walk: note the scores of all who read a space that has one order for the whole model."""
+
+    orderer: Orderer
+    progress: Progress
+    clock: Clock
+
+    def __call__(self, visit: Visit) -> None:
+        """Look at the scores of a block; it stays as it is."""
+        self.progress.at(f"survey of {visit.where}")
+        with self.clock("order"):
+            self.orderer.survey(visit)
+
+
+@dataclass(frozen=True)
+class Prune:
+    """The work of the walk that prunes: order, prune and write a block.
+
+    Attributes:
+        results: of all blocks so far.
+    """
+
+    task: Task
+    orderer: Orderer
+    store: Store
+    progress: Progress
+    clock: Clock
+    results: Results
+
+    def __call__(self, visit: Visit) -> None:
+        """Order, prune and write a block."""
+        block = visit.block
+        self.progress.at(visit.where)
+        with self.clock("order"):
+            shares = self.orderer.compare(visit) if self.task.recipe.compare_folds else {}
+            if self.orderer.order(visit):
+                self.store.load(block, visit.tensors)
+        for group in reader_groups(block.linears):
+            self.progress.at(f"{visit.where} · {' + '.join(linear.name for linear in group)}")
+            with self.clock("prune"):
+                prune_group(visit, group, self.task)
+        for number, layer in enumerate(visit.results.layers):
+            visit.results.layers[number] = self._with_folds(layer, shares.get(layer.name))
+        with self.clock("write"):
+            self.store.write(visit)
+        self.results.add(visit.results)
+
+    def _with_folds(self, layer: LayerResult, shares: dict[str, float] | None) -> LayerResult:
+        """Readers of spaces inside the block retain with gather what they do as folded now."""
+        fold = self.task.recipe.fold
+        return replace(layer, folds={"gather": layer.retained} | shares | {fold: layer.retained}) if shares else layer

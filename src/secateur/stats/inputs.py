@@ -1,0 +1,80 @@
+"""What a linear's inputs were like, as sums, so that parts merge exactly into the whole."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from secateur.stats.gram import Gram, damped, shrunk
+
+
+class InputStats:
+    """Sums over the tokens that entered one linear of ``features`` input channels.
+
+    Attributes:
+        tokens: number of tokens seen.
+        square_sum: ``(I,)`` float64, Σ x² per channel. A batch is summed in float32, batches in float64.
+        rows: every ``stride``-th input row as seen, for measuring output errors; see :meth:`sample`.
+        gram: Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for.
+    """
+
+    def __init__(self, features: int, stride: int = 1, device: torch.device | str = "cpu", gram: bool = False) -> None:
+        self.tokens = 0
+        self.square_sum = torch.zeros(features, dtype=torch.float64, device=device)
+        self.stride = stride
+        self.rows: list[Tensor] = []
+        self.gram = torch.zeros(features, features, device=device) if gram else None
+
+    def update(self, inputs: Tensor) -> None:
+        """Add ``inputs`` of shape ``(..., I)``, any floating dtype."""
+        x = inputs.detach().reshape(-1, inputs.shape[-1])
+        self.square_sum += x.float().square().sum(0)
+        # Rows are counted from the first token of all, so that the size of a batch does not matter.
+        self.rows.append(x[-self.tokens % self.stride :: self.stride].clone())
+        self.tokens += x.shape[0]
+        if self.gram is not None:
+            self.gram.addmm_(x.float().T, x.float())
+
+    def select(self, order: Tensor) -> "InputStats":
+        """The statistics of the same inputs with their channels in another order, int64 ``(I,)``."""
+        chosen = InputStats(len(order), self.stride)
+        chosen.tokens = self.tokens
+        chosen.square_sum = self.square_sum[order]
+        chosen.rows = [rows[:, order] for rows in self.rows]
+        chosen.gram = self.gram[order][:, order] if self.gram is not None else None
+        return chosen
+
+    def merge(self, other: "InputStats") -> None:
+        """Add what ``other`` saw, as if it had come after."""
+        self.tokens += other.tokens
+        self.square_sum += other.square_sum
+        self.rows += other.rows
+        if self.gram is not None and other.gram is not None:
+            self.gram += other.gram
+
+    @cached_property
+    def damped(self) -> Gram:
+        """The Gram matrix as SparseGPT takes it. Asked for when all inputs have been seen."""
+        assert self.gram is not None
+        return damped(self.gram)
+
+    @cached_property
+    def shrunk(self) -> Gram:
+        """The Gram matrix as our reconstructions take it. Asked for when all inputs have been seen."""
+        assert self.gram is not None
+        return shrunk(self.gram)
+
+    @property
+    def dead(self) -> int:
+        """The number of channels that were zero at every token."""
+        return int((self.square_sum == 0).sum())
+
+    @property
+    def norm(self) -> Tensor:
+        """‖X_j‖₂ over all tokens of channel j: ``(I,)`` float32."""
+        return self.square_sum.sqrt().float()
+
+    @property
+    def sample(self) -> Tensor:
+        """The sampled input rows: ``(S, I)`` in the inputs' dtype."""
+        return torch.cat(self.rows) if self.rows else self.square_sum.new_empty(0, len(self.square_sum))

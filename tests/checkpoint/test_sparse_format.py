@@ -1,0 +1,299 @@
+import json
+import struct
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import secateur
+from secateur.checkpoint import Source
+from secateur.checkpoint.packed import KEY
+from secateur.checkpoint.sparse import pack, pack_int8
+from secateur.errors import InputError
+from secateur.masks import select
+from secateur.models.blocks import blocks_of, family_of
+from secateur.patterns import NM, Unstructured
+from secateur.recipe import Recipe
+from tests import pico
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def pruned_weight(shape, pattern, dtype=torch.float32):
+    torch.manual_seed(sum(shape))
+    weight = torch.randn(shape).to(dtype)
+    return weight.where(select(weight.abs().float(), pattern), 0)
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def by_the_page(mask, values, shape):
+    """docs/format.md, read literally: bit j of byte b of a row is column 8b + j, values in that order."""
+    dense, values = torch.zeros(shape, dtype=values.dtype), iter(values)
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            if mask[row, column // 8].item() >> column % 8 & 1:
+                dense[row, column] = next(values)
+    assert next(values, None) is None
+    return dense
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(16, 32), NM(1, 1), Unstructured(0.5), Unstructured(0.999)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 32), (7, 96), (5, 40)])
+def test_packing_loses_nothing(shape, pattern, dtype):
+    pattern = NM(2, 4) if isinstance(pattern, NM) and shape[1] % pattern.group else pattern
+    weight = pruned_weight(shape, pattern, dtype)
+    packed = pack(weight)
+    packed.check("w")
+    assert same_bits(packed.dense(), weight)
+    assert torch.equal(by_the_page(packed.mask, packed.values, shape), weight)
+
+
+@pytest.mark.parametrize("shape", [(0, 32), (3, 0), (0, 0)])
+def test_empty_weights(shape):
+    packed = pack(torch.zeros(shape))
+    packed.check("w")
+    assert packed.dense().shape == shape
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_what_is_kept_is_decided_by_bits(dtype):
+    weight = torch.tensor([[0.0, -0.0, torch.inf, 1.0] + [0.0] * 4]).to(dtype)
+    integers = torch.int32 if dtype == torch.float32 else torch.int16
+    weight.view(integers)[0, 4] = -3  # a NaN with a sign and a payload
+    packed = pack(weight)
+    assert len(packed.values) == 4
+    assert same_bits(packed.dense(), weight)
+
+
+def test_the_bytes_are_those_of_the_arithmetic():
+    weight = pruned_weight((64, 256), NM(2, 4), torch.bfloat16)
+    assert pack(weight).nbytes == 0.5625 * weight.nbytes
+    assert pack_int8(weight).nbytes == (0.25 + 1 / 16 + 1 / 128) * weight.nbytes
+
+
+@pytest.mark.parametrize("columns", [96, 128, 200])
+def test_int8_is_within_half_a_step(columns):
+    weight = pruned_weight((16, columns), NM(2, 4)) * torch.logspace(-30, 3, 16)[:, None]
+    packed = pack_int8(weight)
+    packed.check("w")
+    assert packed.scales is not None
+    steps = packed.scales.float().repeat_interleave(128, 1)[:, :columns]
+    assert ((packed.dense() - weight).abs() <= 0.5 * steps * (1 + 1e-5)).all()
+    assert torch.equal(packed.kept(), weight != 0)
+    assert int(packed.values.abs().max()) <= 127
+    with pytest.raises(InputError, match="not finite"):
+        pack_int8(weight.log())
+
+
+@pytest.fixture
+def pruned(tmp_path):
+    dense = pico.save("llama-gqa-tied", tmp_path / "dense", torch.bfloat16)
+    secateur.prune(dense, tmp_path / "pruned", Recipe(score="magnitude", pattern="2:4"))
+    return tmp_path / "pruned"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_unpacking_gives_back_every_byte(pruned, tmp_path):
+    packing = secateur.pack(pruned, tmp_path / "packed")
+    assert packing.packed_bytes == 0.5625 * packing.dense_bytes
+    assert packing.linears == 21
+    with_headers = sum(path.stat().st_size for path in (tmp_path / "packed").glob("*.safetensors"))
+    assert packing.total_packed_bytes < with_headers < packing.total_packed_bytes + 4 * 4096
+    secateur.unpack(tmp_path / "packed", tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(pruned)
+
+
+@pytest.mark.parametrize("name", pico.ALL)
+def test_any_sparse_folder_can_be_packed(name, tmp_path):
+    model = pico.build(name, dtype=torch.float16)
+    for block in blocks_of(model, family_of(model)):
+        for linear in block.linears:
+            block.weight(linear)[:, ::2] = 0
+    model.save_pretrained(tmp_path / "sparse")
+    packing = secateur.pack(tmp_path / "sparse", tmp_path / "packed")
+    assert packing.packed_bytes < 0.65 * packing.dense_bytes
+    secateur.unpack(tmp_path / "packed", tmp_path / "again")
+    before, after = (AutoModelForCausalLM.from_pretrained(tmp_path / f).state_dict() for f in ("sparse", "again"))
+    assert before.keys() == after.keys() and all(same_bits(before[key], after[key]) for key in before)
+    a, b = (secateur.load(tmp_path / f, torch.float32)(pico.tokens()).logits for f in ("sparse", "packed"))
+    torch.testing.assert_close(a, b)
+
+
+def test_orders_of_norms_are_packed_along(tmp_path):
+    (tmp_path / "t.txt").write_text("words to calibrate on. " * 60)
+    dense = pico.save("llama-mha", tmp_path / "dense", torch.bfloat16)
+    recipe = Recipe(pattern="2:4", fold="gather", calibration=str(tmp_path / "t.txt"), samples=2, length=32)
+    secateur.prune(dense, tmp_path / "pruned", recipe)
+    secateur.pack(tmp_path / "pruned", tmp_path / "packed")
+    secateur.unpack(tmp_path / "packed", tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "pruned")
+    a, b = (secateur.load(tmp_path / f, torch.float32)(pico.tokens()).logits for f in ("pruned", "packed"))
+    torch.testing.assert_close(a, b)
+
+
+def test_to_readers_a_packed_folder_is_the_one_that_was_packed(pruned, tmp_path):
+    secateur.pack(pruned, tmp_path / "packed")
+    assert secateur.inspect(tmp_path / "packed").layers == secateur.inspect(pruned).layers
+    assert secateur.verify(tmp_path / "packed", tmp_path / "dense").passed
+    secateur.pack(pruned, tmp_path / "int8", int8=True)
+    with pytest.raises(InputError, match="int8: verify the folder that it was packed from"):
+        secateur.verify(tmp_path / "int8")
+
+
+def test_plain_transformers_refuses_it(pruned, tmp_path):
+    secateur.pack(pruned, tmp_path / "packed")
+    with pytest.raises(ValueError, match="secateur-packed"):
+        AutoConfig.from_pretrained(tmp_path / "packed")
+    with pytest.raises(ValueError, match="secateur-packed"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+
+
+def test_what_cannot_be_packed(pruned, tmp_path):
+    out = tmp_path / "packed"
+    with pytest.raises(InputError, match="too few zeros"):
+        secateur.pack(tmp_path / "dense", out)
+    with pytest.raises(InputError, match="not packed"):
+        secateur.unpack(pruned, out)
+    assert not out.exists()
+    secateur.pack(pruned, out)
+    with pytest.raises(InputError, match="--force"):
+        secateur.pack(pruned, out)
+    with pytest.raises(InputError, match="packed already"):
+        secateur.pack(out, tmp_path / "twice")
+    with pytest.raises(InputError, match="unpack it first"):
+        secateur.prune(out, tmp_path / "twice", Recipe(score="magnitude"))
+    assert not (tmp_path / "twice").exists()
+
+
+# ---------------------------------------------------------------- damage
+
+
+def tampered(name, change):
+    """A change of one tensor, or its absence."""
+
+    def apply(tensors, metadata):
+        tensor = tensors.pop(f"{UP}.{name}")
+        if (changed := change(tensor)) is not None:
+            tensors[f"{UP}.{name}"] = changed
+
+    return apply
+
+
+def declared(**fields):
+    def apply(tensors, metadata):
+        header = json.loads(metadata[KEY])
+        header["weights"][UP] |= fields
+        metadata[KEY] = json.dumps(header)
+
+    return apply
+
+
+def header(text):
+    return lambda tensors, metadata: metadata.update({KEY: text})
+
+
+def also_dense(tensors, metadata):
+    tensors[UP] = torch.zeros(64, 32)
+
+
+def flip(mask):
+    return mask ^ torch.tensor([1] + [0] * (mask.shape[1] - 1), dtype=torch.uint8)
+
+
+LIES = {
+    "popcount": (tampered("mask", flip), "keeps .* weights, but its values"),
+    "values cut": (tampered("values", lambda v: v[:-1].clone()), "its values are"),
+    "values of another type": (tampered("values", lambda v: v.half()), "its values are"),
+    "no values": (tampered("values", lambda v: None), "lacks .*values"),
+    "no mask": (tampered("mask", lambda v: None), "lacks .*mask"),
+    "mask of another shape": (tampered("mask", lambda m: m[:, :-1].clone()), "mask is not uint8 of shape"),
+    "mask of another type": (tampered("mask", lambda m: m.to(torch.int16)), "mask is not uint8 of shape"),
+    "another shape": (declared(shape=[64, 64]), "mask is not uint8 of shape"),
+    "fewer columns": (declared(shape=[64, 31]), "columns beyond the last"),
+    "negative shape": (declared(shape=[-64, 32]), "cannot have the shape"),
+    "three dimensions": (declared(shape=[64, 32, 1]), "cannot be read"),
+    "unknown dtype": (declared(dtype="float8"), "unknown type 'float8'"),
+    "unknown field": (declared(order="column"), "cannot be read"),
+    "int8 without scales": (declared(group=128), "lacks .*scales"),
+    "dense as well": (also_dense, "also holds it dense"),
+    "version": (header('{"version": 2, "tensors": []}'), "version 2 .* reads 1"),
+    "no version": (header('{"weights": {}}'), "cannot be read"),
+    "no JSON": (header("{"), "cannot be read"),
+}
+
+
+def rewrite(path, apply):
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    apply(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+
+
+def shard_of(folder):
+    return Source(folder).files[UP]
+
+
+@pytest.mark.parametrize(("apply", "message"), LIES.values(), ids=LIES)
+def test_lies_are_refused(pruned, tmp_path, apply, message):
+    secateur.pack(pruned, tmp_path / "packed")
+    rewrite(shard_of(tmp_path / "packed"), apply)
+    for use in (secateur.load, secateur.inspect, lambda folder: secateur.unpack(folder, tmp_path / "out")):
+        with pytest.raises(InputError, match=message):
+            use(tmp_path / "packed")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.float(), "scales are not bfloat16"),
+        (lambda s: s[:-1].clone(), "scales are not bfloat16"),
+        (lambda s: s * torch.nan, "not finite"),
+        (lambda s: None, "lacks .*scales"),
+    ],
+)
+def test_lies_about_scales_are_refused(pruned, tmp_path, change, message):
+    secateur.pack(pruned, tmp_path / "packed", int8=True)
+    rewrite(shard_of(tmp_path / "packed"), tampered("scales", change))
+    with pytest.raises(InputError, match=message):
+        secateur.load(tmp_path / "packed")
+
+
+def test_a_group_that_is_no_multiple_of_a_word_is_refused(pruned, tmp_path):
+    secateur.pack(pruned, tmp_path / "packed", int8=True)
+    rewrite(shard_of(tmp_path / "packed"), declared(group=33))
+    with pytest.raises(InputError, match="not a multiple of 32"):
+        secateur.load(tmp_path / "packed")
+
+
+def test_a_cut_off_file_is_refused(pruned, tmp_path):
+    secateur.pack(pruned, tmp_path / "packed")
+    path = shard_of(tmp_path / "packed")
+    whole = path.read_bytes()
+    for length in (len(whole) - 1, struct.unpack("<Q", whole[:8])[0] - 1, 4, 0):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="damaged or incomplete"):
+            secateur.load(tmp_path / "packed")
+
+
+def test_a_weight_that_the_model_does_not_have_is_refused(pruned, tmp_path):
+    secateur.pack(pruned, tmp_path / "packed")
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    config["base"]["num_hidden_layers"] = 1
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="no such linear"):
+        secateur.load(tmp_path / "packed")
+    config["base"]["num_hidden_layers"] = 4
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="lacks weights of its model"):
+        secateur.load(tmp_path / "packed")

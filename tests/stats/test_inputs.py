@@ -1,0 +1,55 @@
+import torch
+
+from secateur.stats.inputs import InputStats
+
+
+def gather(*batches, stride=1):
+    stats = InputStats(batches[0].shape[-1], stride)
+    for batch in batches:
+        stats.update(batch)
+    return stats
+
+
+def test_merged_parts_equal_the_whole():
+    x = torch.randn(60, 8)
+    whole, parts = gather(x), gather(x[:20], x[20:35])
+    parts.merge(gather(x[35:]))
+    assert parts.tokens == whole.tokens == 60
+    torch.testing.assert_close(parts.square_sum, whole.square_sum, rtol=1e-6, atol=0)
+    assert torch.equal(parts.sample, whole.sample)
+
+
+def test_gram_matrices_merge_and_follow_an_order():
+    x, order = torch.randn(60, 8), torch.randperm(8)
+    whole, parts = (InputStats(8, gram=True) for _ in range(2))
+    whole.update(x)
+    for part in (x[:20], x[20:]):
+        other = InputStats(8, gram=True)
+        other.update(part)
+        parts.merge(other)
+    torch.testing.assert_close(parts.gram, x.T @ x)
+    chosen = whole.select(order)
+    torch.testing.assert_close(chosen.gram, x[:, order].T @ x[:, order])
+    assert torch.equal(chosen.norm, whole.norm[order])
+    assert torch.equal(chosen.sample, x[:, order])
+
+
+def test_norm_is_that_of_each_channel_over_all_tokens():
+    x = torch.randn(3, 5, 8)
+    torch.testing.assert_close(gather(x).norm, x.reshape(-1, 8).norm(dim=0))
+
+
+def test_half_precision_inputs_do_not_overflow():
+    x = torch.full((100, 2), 300.0, dtype=torch.float16)  # 300² > 65504
+    torch.testing.assert_close(gather(x).norm, torch.full((2,), 3000.0))
+
+
+def test_sample_does_not_depend_on_batches():
+    x = torch.arange(50.0).reshape(50, 1)
+    assert torch.equal(gather(x, stride=7).sample, x[::7])
+    assert torch.equal(gather(x[:13], x[13:14], x[14:], stride=7).sample, x[::7])
+
+
+def test_many_small_tokens_beside_a_large_one_are_not_lost():
+    stats = gather(torch.tensor([[1e4]]), *[torch.ones(1000, 1)] * 100)
+    assert stats.square_sum.item() == 1e8 + 1e5
