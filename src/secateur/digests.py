@@ -8,7 +8,7 @@ from torch import Tensor
 
 def digest(data: str | Tensor) -> str:
     """SHA-256, in hexadecimal, of a text (as UTF-8) or of a tensor's bytes, row by row."""
-    raw = data.encode() if isinstance(data, str) else data.contiguous().numpy()
+    raw = data.encode() if isinstance(data, str) else data.contiguous().numpy().data
     return hashlib.sha256(raw).hexdigest()
 
 

@@ -55,12 +55,14 @@ def _keep_largest(score: Tensor, keep: int) -> Tensor:
 def _kth_largest(score: Tensor, k: int) -> Tensor:
     """The k-th largest of every row of ``score`` (R, C): ``(R, 1)``.
 
-    Of one long row by a histogram of the upper halves of its numbers, and then among those few that share the upper half
-    where the k-th must lie: some linear passes. torch selects in a single row on one core, on a GPU on one block of threads.
+    Of one long row by a histogram of the upper halves of its numbers, and then among those few that share the upper
+    half where the k-th must lie: some linear passes. torch selects in a single row on one core, on a GPU on one block
+    of threads.
     """
     if len(score) > 1 or score.dtype != torch.float32:
         return score.kthvalue(score.shape[1] - k + 1, dim=1, keepdim=True).values
-    # As integers, with all bits but the sign of negative ones turned round, floats keep their order; 0 and -0 are equal.
+    # As integers, with all bits but the sign of negative ones turned round, floats keep their order. Adding 0 makes
+    # 0 and -0 equal.
     bits = (score[0] + 0.0).view(torch.int32)
     upper = (bits ^ ((bits >> 31) & 0x7FFF_FFFF)) >> 16
     reached = torch.bincount(upper + 0x8000, minlength=0x10000).flip(0).cumsum(0)  # so many are at least as large
