@@ -8,7 +8,6 @@ import secateur
 from secateur.errors import InputError
 from secateur.patterns import Unstructured
 from secateur.recipe import Recipe
-from secateur.runtime import acceleration
 from secateur.runtime.acceleration import accelerate, cuda_milliseconds, measure
 from secateur.runtime.choosing import BUCKETS
 from secateur.runtime.dispatch import DispatchedLinear
@@ -26,15 +25,16 @@ def linears(number=1, rows=64, columns=128, pattern=TWO_OF_FOUR):
     return made
 
 
-def test_the_clock_leaves_out_warm_ups_and_odd_rounds(monkeypatch):
-    now, rounds = [0.0], iter([50.0, 50.0, 3.0, 99.0, 3.0, 99.0, 3.0])
+def test_the_clock_leaves_out_launching_first_calls_and_odd_rounds(monkeypatch):
+    gpu, cpu, waits = [0.0], [0.0], []
+    rounds = iter([50.0, 50.0, 3.0, 99.0, 3.0, 99.0, 3.0])
 
     class Event:
         def __init__(self, enable_timing):
             self.at = None
 
         def record(self):
-            self.at = now[0]
+            self.at = gpu[0]
 
         def synchronize(self):
             pass
@@ -43,15 +43,16 @@ def test_the_clock_leaves_out_warm_ups_and_odd_rounds(monkeypatch):
             return end.at - self.at
 
     def first():
-        now[0] += 2 * next(rounds)
-
-    def capture(work):
-        return work
+        gpu[0] += 2 * next(rounds)
+        cpu[0] += 0.25
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(acceleration, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", waits.append)
+    monkeypatch.setattr("time.perf_counter", lambda: cpu[0])
     assert cuda_milliseconds([first, lambda: None]) == 3
     assert next(rounds, None) is None
+    assert len(waits) == 5 and min(waits) > 0.25 * 2.6e9  # longer than launching takes, at the clock of any GPU
 
 
 def test_every_form_is_timed_for_every_number_of_tokens(cusparselt_stand_in, tmp_path):
@@ -71,7 +72,10 @@ def test_what_is_timed_are_the_products_of_all_the_linears(cusparselt_stand_in, 
         return 1.0
 
     measure(given, milliseconds, algorithms(tmp_path))
-    # Each form; and each algorithm of the library but the one that multiplies wrongly.
+    # Each form; and each algorithm of the library but the one that multiplies wrongly, first by itself.
+    alone = [products for products in timed if len(products) == 1]
+    assert len(alone) == (CONFIGS - 1) * len(BUCKETS)
+    timed = [products for products in timed if len(products) > 1]
     assert len(timed) == (3 + CONFIGS - 1) * len(BUCKETS)
     with torch.no_grad():
         for products in timed:

@@ -31,6 +31,23 @@ def test_the_fastest_of_those_that_multiply_rightly_is_found(cusparselt_stand_in
 
 
 @torch.no_grad()
+def test_only_what_comes_close_is_timed_again(cusparselt_stand_in):
+    linears, (_, rows, _) = [case()[0] for _ in range(3)], case()
+    expected = rows @ linears[0].weight.T
+    alone, together = {0: 1.2, 1: 1.1, 2: 1.0}, {1: 2.0, 2: 3.0}
+    timed = []
+
+    def milliseconds(products):
+        (algorithm,) = {*(product.func.algorithms[1] for product in products)}
+        timed.append((algorithm.config, len(products)))
+        return (alone if len(products) == 1 else together)[algorithm.config]
+
+    assert search(linears, rows, expected, milliseconds) == Algorithm(1)
+    assert timed == [(0, 1), (1, 1), (2, 1), (1, 3), (2, 3)]
+    assert all(linear.algorithms == {1: Algorithm(1)} for linear in linears)
+
+
+@torch.no_grad()
 def test_what_was_found_is_not_searched_again(cusparselt_stand_in, tmp_path):
     linear, rows, expected = case()
     found = algorithms(tmp_path).find([linear], rows, expected, faster_later)

@@ -1,5 +1,6 @@
 """Give the pruned linears of a model on a GPU the forms in which they run fastest."""
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,15 +16,14 @@ from secateur.runtime.algorithms import Algorithms, Clock, check
 from secateur.runtime.choosing import BUCKETS, DENSE, FORMS, PACKED, Choice, Measured, choose
 from secateur.runtime.cusparselt import Algorithm
 from secateur.runtime.dispatch import DispatchedLinear, Form, dense_linear, form_bytes
-from secateur.runtime.graphs import capture
 from secateur.runtime.semi_structured import SemiStructuredLinear, is_2of4
 from secateur.runtime.sparse_linear import SparseLinear
 
 # So many linears of a shape are timed in turn. A large model's are more than a GPU's cache holds, as when it runs.
 SAMPLE = 8
-WARM_UPS, ROUNDS = 2, 5
-# A round is replayed until it takes so many milliseconds.
-LEAST_MILLISECONDS = 1.0
+ROUNDS = 5
+# The GPU is kept busy before a round until all of it is launched: in cycles, at more of them a second than any GPU makes.
+CYCLES_PER_SECOND = 3e9
 # Of the memory that is free, forms that come on top of those that were loaded may take this share; the rest is for the
 # model's activations and cache.
 SPARE_MEMORY = 0.5
@@ -32,28 +32,32 @@ LEAST_SPARSITY = 1 / 16
 
 
 def cuda_milliseconds(products: Sequence[Callable[[], object]]) -> float:
-    """The time of one of ``products`` on the current CUDA device, in turn in a CUDA graph; median of some rounds.
+    """The time of one of ``products`` on the current CUDA device, run in turn; median of some rounds.
 
-    Launching is left out: decoding runs in a graph, and with many tokens the GPU is what is waited for.
+    Launching is left out: decoding runs in a graph, and with many tokens the GPU is what is waited for. A graph of its
+    own for every candidate of a search would take longer to capture than to time, so a round waits in the stream
+    behind idle work until all of it is launched.
     """
 
     def run() -> None:
         for product in products:
             product()
 
-    replay = capture(run)
-    times, replays = [], 1
-    for number in range(WARM_UPS + ROUNDS):
+    run()  # which makes what a first call makes
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    run()
+    launching = time.perf_counter() - began
+    times = []
+    for _ in range(ROUNDS):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(int(CYCLES_PER_SECOND * launching))
         start.record()
-        for _ in range(replays):
-            replay()
+        run()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / replays)
-        if number < WARM_UPS:
-            replays = max(1, min(50, round(LEAST_MILLISECONDS / max(times[-1], 1e-3))))
-    return median(times[WARM_UPS:]) / len(products)
+        times.append(start.elapsed_time(end))
+    return median(times) / len(products)
 
 
 def free_memory(device: torch.device) -> int:
