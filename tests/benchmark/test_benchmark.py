@@ -168,6 +168,7 @@ def made_up(*slower: str) -> Benchmark:
         kernels="AVX2",
         choices=[],
         graph=False,
+        prefill_graph=False,
         machine=this_machine(),
         rounds=3,
         tokens=2,

@@ -19,7 +19,7 @@ Source: https://docs.nvidia.com/cuda/cusparselt/ and the header of version 0.8.
 import ctypes
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +81,10 @@ class Problem(NamedTuple):
 def _current_stream(device: int) -> int:
     # What torch.cuda.current_stream does, without an object that takes longer to make than a product to launch.
     return int(torch._C._cuda_getCurrentRawStream(device))
+
+
+def _current_device() -> int:
+    return int(torch._C._cuda_getDevice())
 
 
 def token_multiple(dtype: torch.dtype) -> int:
@@ -265,24 +269,28 @@ class Plan:
         """
         # The workspace must not be freed before the launch; after it, the stream keeps the order.
         workspace = packed.new_empty(self.workspace_bytes) if self.workspace_bytes else None
-        with torch.cuda.device(self._device):
-            stream = ctypes.c_void_p(_current_stream(self._device))
-            status = self._lib.matmul(
-                *self._arguments,
-                self._one_pointer if alpha is None else alpha.data_ptr(),
-                packed.data_ptr(),
-                inputs.data_ptr(),
-                self._zero_pointer,
-                out.data_ptr(),
-                out.data_ptr(),
-                0 if workspace is None else workspace.data_ptr(),
-                ctypes.addressof(stream),
-                1,
-            )
+        stream = ctypes.c_void_p(_current_stream(self._device))
+        arguments = (
+            *self._arguments,
+            self._one_pointer if alpha is None else alpha.data_ptr(),
+            packed.data_ptr(),
+            inputs.data_ptr(),
+            self._zero_pointer,
+            out.data_ptr(),
+            out.data_ptr(),
+            0 if workspace is None else workspace.data_ptr(),
+            ctypes.addressof(stream),
+            1,
+        )
+        if _current_device() == self._device:  # entering the device takes longer than the call
+            status = self._lib.matmul(*arguments)
+        else:
+            with torch.cuda.device(self._device):
+                status = self._lib.matmul(*arguments)
         if status:
             self._lib.check(status, "Matmul")
 
-    def __del__(self) -> None:
-        while self._made and not sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        while self._made and not is_finalizing():
             name, struct = self._made.pop()
             self._lib.call(name, struct)
