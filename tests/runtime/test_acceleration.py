@@ -29,7 +29,8 @@ class Stopped:
     """A GPU and a processor whose time only passes when work says so."""
 
     def __init__(self, monkeypatch):
-        self.gpu, self.cpu, self.waits = 0.0, 0.0, []
+        self.gpu, self.cpu = 0.0, 0.0
+        self.waits: list[float] = []
         monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Stamp(self))
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "_sleep", self.waits.append)

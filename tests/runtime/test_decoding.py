@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -51,7 +53,7 @@ def test_steps_for_a_graph_say_the_same_each_time_the_prompt_is_processed(name, 
 
 @pytest.mark.parametrize("name", ["llama-mha", "gemma2", "opt"])
 def test_a_prompt_that_is_repeated_is_captured_where_steps_are(name, monkeypatch):
-    captured = []
+    captured: list[object] = []
 
     def capture(work):
         captured.append(work)
@@ -60,8 +62,8 @@ def test_a_prompt_that_is_repeated_is_captured_where_steps_are(name, monkeypatch
 
     monkeypatch.setattr(graphs, "capture", capture)
     model, ids = pico.build(name), pico.tokens(2, 20)
-    run, expected = Continuation(model, ids, 6, repeated=True), generated(model, ids, 6)
-    run.graph = None  # as on a GPU
+    run: Any = Continuation(model, ids, 6, repeated=True)
+    run.graph, expected = None, generated(model, ids, 6)  # as on a GPU
     for _ in range(3):
         assert torch.equal(continued(run, 6), expected)
     assert run.prefill_graph is run.graph and len(captured) == 2 * run.graph
@@ -69,7 +71,7 @@ def test_a_prompt_that_is_repeated_is_captured_where_steps_are(name, monkeypatch
 
 @pytest.mark.parametrize("possible", [0, 1])
 def test_what_cannot_be_captured_runs_as_it_is(possible, monkeypatch):
-    captured = []
+    captured: list[object] = []
 
     def capture(work):
         work()
@@ -80,7 +82,7 @@ def test_what_cannot_be_captured_runs_as_it_is(possible, monkeypatch):
 
     monkeypatch.setattr(graphs, "capture", capture)
     model, ids = pico.build("llama-mha"), pico.tokens(2, 20)
-    run = Continuation(model, ids, 5, repeated=True)
+    run: Any = Continuation(model, ids, 5, repeated=True)
     run.graph = None
     for _ in range(2):
         assert torch.equal(continued(run, 5), generated(model, ids, 5))
@@ -96,4 +98,6 @@ def test_on_a_gpu_a_graph_says_what_steps_say(name):
     expected = continued(plain, 6)
     for _ in range(3):
         assert torch.equal(continued(run, 6), expected)
-    assert run.graph is run.prefill_graph is (name != "opt")  # which counts positions by a mask of as many tokens as there have been
+    assert (
+        run.graph is run.prefill_graph is (name != "opt")
+    )  # which counts positions by a mask of as many tokens as there have been

@@ -24,7 +24,7 @@ SAMPLE = 8
 ROUNDS = 5
 # Milliseconds of a turn, about: short enough for a search in seconds, long enough for the clocks of a GPU to settle.
 TURN = 0.5
-# The GPU is kept busy before a round until all of it is launched: in cycles, at more of them a second than any GPU makes.
+# The GPU is kept busy before a turn until all of it is launched: in cycles, at more of them a second than GPUs make.
 CYCLES_PER_SECOND = 3e9
 # Of the memory that is free, forms that come on top of those that were loaded may take this share; the rest is for the
 # model's activations and cache.
@@ -131,8 +131,10 @@ def measure(
 def _inputs(weight: Tensor) -> dict[int, Tensor]:
     """Random inputs ``(T, I)`` of each number of tokens."""
     generator = torch.Generator(weight.device).manual_seed(0)
-    kind = {"dtype": weight.dtype, "device": weight.device}
-    return {tokens: torch.randn(tokens, weight.shape[1], generator=generator, **kind) for tokens in BUCKETS}
+    return {
+        tokens: torch.randn(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device, generator=generator)
+        for tokens in BUCKETS
+    }
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ On a GPU a step of decoding is hundreds of launches, each of which takes the pro
 a small product. So there a step is captured in a CUDA graph, for dense and sparse weights alike; that needs keys and
 values whose memory stays where it is: transformers' static cache, filled from the one that the prompt made.
 
-Capturing a prompt takes longer than processing it. So that is done only for one that is processed again and again, as in
-a benchmark; its cache lies in the graph's own memory, and stays there.
+Capturing a prompt takes longer than processing it. So that is done only for one that is processed again and again, as
+in a benchmark; its cache lies in the graph's own memory, and stays there.
 """
 
 import inspect
