@@ -1,12 +1,13 @@
 """What sparse weights are worth on a GPU: products, a model end to end, decoding, FP8, the norm, the tests.
 
-    PYTHONPATH=src python benchmarks/gpu.py [--out DIR] [--budget SECONDS] [products cpu model fp8 decode norm tests]
+    PYTHONPATH=src python benchmarks/gpu.py [--out DIR] [--budget SECONDS] [SECTION …]
 
 It needs a checkout with what Secateur needs installed, and no network: weights are random, their shapes are LLaMA's.
-Sections run in the order of their importance, each in a process of its own with a limit of time, so that one that
-fails or hangs costs only itself; none starts when the budget is spent (150 seconds). Every figure is written to
-``DIR/gpu.jsonl`` as soon as it is known; DIR is the current folder by default.
+Sections run in the order of their importance, each with a limit of time, so that one that fails or takes too long costs
+only itself; none starts when the budget is spent (150 seconds). Every figure is written to ``DIR/gpu.jsonl`` as soon as
+it is known; DIR is the current folder by default.
 
+- ``machine``: the GPU and the versions of the libraries;
 - ``products``: times as fast as dense of 2:4 weights, by shape and number of tokens, and the algorithm that was found,
   as ``load`` chooses them;
 - ``cpu``: what a product costs the processor;
@@ -22,13 +23,15 @@ fails or hangs costs only itself; none starts when the budget is spent (150 seco
 
 import argparse
 import dataclasses
+import gc
 import json
-import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -96,6 +99,13 @@ def linears(shape: tuple[int, int], pattern: Pattern, device: str) -> list[nn.Li
         weight = torch.randn(shape, device=device, dtype=torch.bfloat16, generator=generator) * shape[1] ** -0.5
         made.append(dense_linear(weight.where(select(weight.abs().float(), pattern), 0), None))
     return made
+
+
+def machine(log: Log, scale: Scale) -> None:
+    lib = cusparselt.library()
+    versions = {"torch": torch.__version__, "CUDA": torch.version.cuda, "cuSPARSELt": lib.version if lib else None}
+    log(gpu=torch.cuda.get_device_name(), **versions)
+    print(torch.cuda.get_device_name(), versions, flush=True)
 
 
 def products(log: Log, scale: Scale) -> None:
@@ -270,6 +280,7 @@ def tests(log: Log, scale: Scale) -> None:
 
 # With the limit of each, in seconds.
 SECTIONS: dict[str, tuple[Callable[[Log, Scale], None], int]] = {
+    "machine": (machine, 20),
     "products": (products, 60),
     "cpu": (cpu, 10),
     "model": (model, 60),
@@ -280,49 +291,47 @@ SECTIONS: dict[str, tuple[Callable[[Log, Scale], None], int]] = {
 }
 
 
-def run_section(name: str, scale: Scale, file: Path) -> None:
-    """One section, in this process."""
+def run_section(name: str, scale: Scale, file: Path, limit: float) -> None:
+    """One section, for so many seconds at most."""
 
     def log(**row: Any) -> None:
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"section": name, **row}, default=str) + "\n")
 
-    with torch.inference_mode():
-        SECTIONS[name][0](log, scale)
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"{name} has taken {limit:.0f} s")
 
-
-def describe(log: Log, scale: Scale) -> None:
-    lib = cusparselt.library()
-    versions = {"torch": torch.__version__, "CUDA": torch.version.cuda, "cuSPARSELt": lib.version if lib else None}
-    log(gpu=torch.cuda.get_device_name(), **versions)
-    print(torch.cuda.get_device_name(), versions, flush=True)
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        with torch.inference_mode():
+            SECTIONS[name][0](log, scale)
+    except Exception:
+        traceback.print_exc(file=sys.stdout)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", default=list(SECTIONS), choices=[*SECTIONS, []])
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []])
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--budget", type=float, default=150)
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    SECTIONS["machine"] = (describe, 20)
     began = time.monotonic()
-    # A fork of this process, which has not touched the GPU, need not import everything anew.
-    start = multiprocessing.get_context("fork").Process
-    for name in ["machine", *options.sections]:
-        left = options.budget - (time.monotonic() - began)
-        if left < 5:
+    for name in options.sections or SECTIONS:
+        spent = time.monotonic() - began
+        if options.budget - spent < 5:
             print(f"== {name}: no time is left", flush=True)
             continue
-        print(f"== {name}, after {time.monotonic() - began:.0f} s", flush=True)
-        section = start(target=run_section, args=(name, SMOKE if options.smoke else FULL, options.out / "gpu.jsonl"))
-        section.start()
-        section.join(min(left, SECTIONS[name][1]))
-        if section.is_alive():
-            section.kill()
-            section.join()
-            print(f"{name} was stopped", flush=True)
+        print(f"== {name}, after {spent:.0f} s", flush=True)
+        limit = min(options.budget - spent, SECTIONS[name][1])
+        run_section(name, SMOKE if options.smoke else FULL, options.out / "gpu.jsonl", limit)
+    print(f"== all: {time.monotonic() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def script(cusparselt_stand_in, monkeypatch):
 
 
 def rows_of(script, name, folder):
-    script.run_section(name, dataclasses.replace(script.SMOKE, device="cpu"), folder / "gpu.jsonl")
+    script.run_section(name, dataclasses.replace(script.SMOKE, device="cpu"), folder / "gpu.jsonl", 100)
     rows = [json.loads(line) for line in (folder / "gpu.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["section"] for row in rows} == {name}
     return rows
@@ -81,16 +81,20 @@ def test_the_norm_is_told(script, tmp_path, monkeypatch):
     assert [(row["width"], row["tokens"]) for row in rows] == [(w, t) for w in (256, 512) for t in (1, 1024, 8192)]
 
 
-def test_a_section_that_hangs_costs_only_itself(script, tmp_path, monkeypatch, capfd):
+def test_a_section_that_fails_or_takes_too_long_costs_only_itself(script, tmp_path, monkeypatch, capsys):
     def hangs(log, scale):
         log(begun=True)
         while True:
             pass
 
-    monkeypatch.setattr(script, "SECTIONS", {"hangs": (hangs, 1), "ends": (lambda log, scale: log(scale=scale), 5)})
-    monkeypatch.setattr(script, "describe", lambda log, scale: log(gpu="none"))
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--smoke", "--out", str(tmp_path), "hangs", "ends"])
+    def fails(log, scale):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    sections = {"hangs": (hangs, 0.2), "fails": (fails, 5), "ends": (lambda log, scale: log(scale=scale), 5)}
+    monkeypatch.setattr(script, "SECTIONS", sections)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--smoke", "--out", str(tmp_path)])
     script.main()
     rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["section"] for row in rows] == ["machine", "hangs", "ends"]
-    assert "hangs was stopped" in capfd.readouterr().out
+    assert [row["section"] for row in rows] == ["hangs", "ends"]
+    shown = capsys.readouterr().out
+    assert "hangs has taken 0 s" in shown and "illegal memory access" in shown
