@@ -1,8 +1,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.cuda import cusparselt_stand_in  # noqa: F401 (a fixture)
+
+# What is drawn for properties is the same in every run, but with --hypothesis-profile=long.
+settings.register_profile("short", derandomize=True, deadline=None, max_examples=60, database=None)
+settings.register_profile("long", deadline=None, max_examples=2000)
+settings.load_profile("short")
 
 
 def pytest_addoption(parser):

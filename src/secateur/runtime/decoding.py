@@ -70,7 +70,7 @@ class Continuation:
             self._fill()
 
     def step(self) -> None:
-        """Process ``ids``, and put the next tokens in their place."""
+        """Process ``ids``, and write the next tokens in their place."""
         if self._replay is not None:
             self._replay()
             return
@@ -114,7 +114,7 @@ class Continuation:
         self._fill()
 
     def _fill(self) -> None:
-        """Put keys and values of the prompt, and its continuation's first token, where the graph reads them."""
+        """Copy keys and values of the prompt, and its continuation's first token, to where the graph reads them."""
         self._static.reset()
         for static, dynamic in zip(self._static.layers, self._cache.layers, strict=True):
             static.update(dynamic.keys, dynamic.values)
@@ -127,5 +127,5 @@ class Continuation:
 
 
 def _can_be_static(cache: Cache) -> bool:
-    """Whether every layer keeps all keys and values: windows and states of other kinds count in Python."""
+    """Whether every layer keeps all keys and values: windows and other states count in Python."""
     return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)

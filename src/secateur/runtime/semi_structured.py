@@ -66,7 +66,6 @@ class SemiStructuredLinear(nn.Module):
             raise RuntimeError("cuSPARSELt was not found")
         self.out_features, self.in_features = weight.shape
         self.dtype, self.bias, self._multiple = weight.dtype, bias, token_multiple(weight.dtype)
-        self._last_plan: Any = None
         self.set_algorithms(algorithms or {1: Algorithm()})
         packed = cusparselt.compress(weight.detach().contiguous(), lib)
         self.register_buffer("packed", packed, persistent=False)
@@ -76,7 +75,7 @@ class SemiStructuredLinear(nn.Module):
     def set_algorithms(self, algorithms: Mapping[int, Algorithm]) -> None:
         """Multiply in these ways from now on."""
         self.algorithms, self._buckets = dict(algorithms), tuple(algorithms)
-        self._last_key: tuple[int, int, Algorithm | None] | None = None
+        self._last: tuple[object, Plan] | None = None  # what was multiplied last, and its plan
 
     def configs(self, tokens: int) -> int:
         """How many algorithms the library has for so many tokens."""
@@ -111,11 +110,12 @@ class SemiStructuredLinear(nn.Module):
             rows = rows.clone()
         # Most products follow one of as many tokens; looking a plan up takes a sixth of a product's time on the CPU.
         key = (tokens, 0 if bias is None else bias.data_ptr(), algorithm)
-        if key != self._last_key:
+        last = self._last  # one object, so that threads find a key with its plan
+        if last is None or last[0] != key:
             way = algorithm or self.algorithms[nearest(self._buckets, tokens)]
-            self._last_key, self._last_plan = key, self._plan(tokens + missing, bias, way)
+            last = self._last = key, self._plan(tokens + missing, bias, way)
         out = rows.new_empty((tokens + missing, self.out_features))
-        self._last_plan.launch(self.packed, rows, out)
+        last[1].launch(self.packed, rows, out)
         return out[:tokens] if missing else out
 
     def _plan(self, tokens: int, bias: Tensor | None, algorithm: Algorithm) -> Plan:
@@ -124,12 +124,12 @@ class SemiStructuredLinear(nn.Module):
         return plan_for(problem, algorithm, self.packed.device.index)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SemiStructuredLinear":
-        self._last_key = None  # a bias or a device that is left behind must not be found again
+        self._last = None  # plans are for one device
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the plan, which is the library's and cannot be copied."""
-        return {**self.__dict__, "_last_key": None, "_last_plan": None}
+        return {**self.__dict__, "_last": None}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -79,7 +79,8 @@ class SparseLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(..., I)`` → ``(..., O)``, in the inputs' type."""
-        native = inputs.device.type == "cpu" and inputs.dtype in (torch.bfloat16, torch.float32)
+        here = inputs.device.type == self.mask.device.type == "cpu"  # kernels take addresses
+        native = here and inputs.dtype in (torch.bfloat16, torch.float32)
         if self.kernels is None or not native or (torch.is_grad_enabled() and inputs.requires_grad):
             return nn.functional.linear(inputs, self.packed().to(inputs.dtype).dense(), self.bias)
         rows = inputs.reshape(-1, self.in_features).contiguous()
