@@ -59,13 +59,11 @@ def test_what_was_found_is_not_searched_again(cusparselt_stand_in, tmp_path):
     other, rows, expected = case(24)
     assert algorithms(tmp_path).find([other], rows, expected, all_alike) == Algorithm(0)
     (known,) = json.loads((tmp_path / "algorithms.json").read_text(encoding="utf-8")).values()
-    assert known == {"32x64 bfloat16, 16 tokens": [2, 1, 0], "32x64 bfloat16, 24 tokens": [0, 1, 0]}
+    assert known == {"32x64 bfloat16, 16 tokens": [2], "32x64 bfloat16, 24 tokens": [0]}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "text", ["", "{", "[1]", '{"HERE": 3}', '{"HERE": {"KEY": [3, 1, 0]}}', '{"HERE": {"KEY": 7}}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"HERE": 3}', '{"HERE": {"KEY": [3]}}', '{"HERE": {"KEY": 7}}'])
 def test_a_damaged_file_or_a_wrong_entry_leads_to_a_new_search(text, cusparselt_stand_in, tmp_path):
     linear, rows, expected = case()
     known = algorithms(tmp_path)
