@@ -47,7 +47,7 @@ def speed(folder: Path, rounds: int) -> Row:
     row: Row = {}
     for int8 in (False, True):
         bench = secateur.bench(folder, batch=(1,), length=(16,), tokens=1, rounds=rounds, int8=int8, device="cpu")
-        (overall,) = (x for x in bench.modules if x.kind == OVERALL and x.workload.phase == "decode")
+        (overall,) = (x for x in bench.modules if x.part == OVERALL and x.workload.phase == "decode")
         spread = overall.speedup
         row[f"{bench.values} bytes"] = round(bench.packed_bytes / bench.dense_bytes, 4)
         row[f"{bench.values} speed-up"] = [round(x, 3) for x in (spread.low, spread.median, spread.high)]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.cuda import kernels  # noqa: F401 (a fixture)
+from tests.cuda import cusparselt_stand_in  # noqa: F401 (a fixture)
 
 # What is drawn for properties is the same in every run, but with --hypothesis-profile=long.
 settings.register_profile("short", derandomize=True, deadline=None, max_examples=60, database=None)

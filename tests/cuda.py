@@ -1,12 +1,17 @@
-"""2:4 without a GPU: torch's semi-structured tensors are the real ones, and only their kernels have stand-ins."""
+"""A GPU's products without a GPU: the package's own code runs, and cuSPARSELt and the clock have stand-ins."""
+
+import contextlib
 
 import pytest
 import torch
-from torch.sparse import SparseSemiStructuredTensor
-from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
 
 from secateur.masks import select
 from secateur.patterns import NM
+from secateur.runtime import cusparselt, semi_structured
+from secateur.runtime.algorithms import Algorithms
+from secateur.runtime.semi_structured import SemiStructuredLinear
+from secateur.runtime.sparse_linear import SparseLinear
+from tests.cusparselt import StandIn
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TYPES = [torch.bfloat16, torch.float16]
@@ -22,14 +27,16 @@ class AsGPU(str):
         return self.type
 
 
-def pretend(dense, sparse):
-    """A clock that shows, by the number of tokens, one time for dense products and another for sparse ones."""
+def pretend(dense, sparse, packed=None):
+    """A clock that shows, by the number of tokens, one time for dense products, one for 2:4 and one for packed ones."""
 
-    def milliseconds(products):
-        rows, form, _ = products[0].args
-        return (sparse if isinstance(form, SparseSemiStructuredTensor) else dense)(len(rows))
+    def one(products):
+        form, (rows,) = products[0].func, products[0].args
+        if isinstance(form, SparseLinear):
+            return (packed or dense)(len(rows)) * (1 if packed else 2)
+        return (sparse if isinstance(form, SemiStructuredLinear) else dense)(len(rows))
 
-    return milliseconds
+    return lambda groups: [one(products) for products in groups]
 
 
 def pruned(rows, columns, dtype=torch.bfloat16, pattern=TWO_OF_FOUR, device="cpu", seed=0):
@@ -42,47 +49,22 @@ def pruned(rows, columns, dtype=torch.bfloat16, pattern=TWO_OF_FOUR, device="cpu
 
 
 @pytest.fixture
-def kernels(monkeypatch):
-    """Stand-ins on the CPU for what torch has on CUDA only; they demand what the real ones demand."""
+def cusparselt_stand_in(monkeypatch, tmp_path):
+    """The stand-in for the C library, on the CPU's memory; found algorithms are kept in a folder of the test."""
+    functions = StandIn()
+    library = cusparselt.Library(functions)
+    monkeypatch.setattr(cusparselt, "library", lambda: library)
+    monkeypatch.setattr(cusparselt, "_current_stream", lambda device: 0)
+    monkeypatch.setattr(cusparselt, "_current_device", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Stand-in {device.type}")
+    monkeypatch.setattr("secateur.runtime.acceleration.free_memory", lambda device: 1 << 40)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    semi_structured.plan_for.cache_clear()
+    yield functions
+    semi_structured.plan_for.cache_clear()
 
-    def demand_fit(cls, weight):
-        constraints = cls._DTYPE_SHAPE_CONSTRAINTS[weight.dtype]
-        if weight.shape[0] % constraints.sparse_min_rows or weight.shape[1] % constraints.sparse_min_cols:
-            raise RuntimeError(f"{tuple(weight.shape)} is not supported")
-        assert weight.is_contiguous()
 
-    def mm(packed, meta, dense, *, out_dtype=None):
-        assert dense.shape[0] == 2 * packed.shape[1] and dense.shape[1] % 8 == 0 and dense.shape[1] > 0
-        assert 1 in dense.stride()
-        return sparse_semi_structured_to_dense_cutlass(packed, meta) @ dense
-
-    def addmm(bias, packed, meta, dense, *, alpha=1, beta=1, out_dtype=None):
-        return mm(packed, meta, dense) + bias[:, None]
-
-    def cslt_compress(weight):  # how cuSPARSELt lays it out nobody says, only in how much: 9/16
-        groups = weight.view(-1, 4)
-        places = (groups == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :2]
-        low, high = (places[:, 0] | places[:, 1] << 2).view(-1, 2).unbind(1)
-        return torch.cat([groups.gather(1, places).flatten(), (low | high << 4).to(torch.uint8).view(weight.dtype)])
-
-    def cslt_mm(packed, dense, bias=None, alpha=None, out_dtype=None, transpose_result=False, alg_id=0, *rest):
-        assert dense.shape[1] % 8 == 0 and dense.shape[1] > 0 and alg_id == 0
-        size = packed.numel() * 16 // 9
-        values, codes = packed[: size // 2].view(-1, 2), packed[size // 2 :].view(torch.uint8).long()
-        codes = torch.stack([codes & 15, codes >> 4], 1).flatten()
-        groups = packed.new_zeros(size // 4, 4).scatter_(1, torch.stack([codes & 3, codes >> 2], 1), values)
-        product = groups.view(-1, dense.shape[0]) @ dense + (0 if bias is None else bias[:, None])
-        return product.T.contiguous() if transpose_result else product
-
-    monkeypatch.setattr("secateur.runtime.acceleration.free_memory", lambda linears: 1 << 40)
-    monkeypatch.setattr(SparseSemiStructuredTensor, "_validate_device_dim_dtype_shape", classmethod(demand_fit))
-    library = torch.library.Library("aten", "IMPL")
-    for name, stand_in in (
-        ("_sparse_semi_structured_mm", mm),
-        ("_sparse_semi_structured_addmm", addmm),
-        ("_cslt_compress", cslt_compress),
-        ("_cslt_sparse_mm", cslt_mm),
-    ):
-        library.impl(name, stand_in, "CPU")
-    yield
-    library._destroy()
+def algorithms(folder):
+    """Algorithms in a file of the test."""
+    return Algorithms(torch.device("cpu"), folder / "algorithms.json")

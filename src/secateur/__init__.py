@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from secateur.errors import InputError
 
 if TYPE_CHECKING:
+    from secateur.benchmark.measuring import bench
     from secateur.benchmark.plan import plan
-    from secateur.benchmark.running import bench
     from secateur.evaluation.evaluate import evaluate
     from secateur.inspection import inspect
     from secateur.packing import pack, unpack
@@ -42,7 +42,7 @@ __all__ = [
 
 _HOMES = {
     "Recipe": "secateur.recipe",
-    "bench": "secateur.benchmark.running",
+    "bench": "secateur.benchmark.measuring",
     "evaluate": "secateur.evaluation.evaluate",
     "generate": "secateur.runtime.generation",
     "inspect": "secateur.inspection",

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 import secateur
-from secateur.benchmark.continuation import Continuation
-from secateur.benchmark.kinds import kind_of
 from secateur.benchmark.machine import CPU, this_machine
+from secateur.benchmark.measuring import Benchmark
+from secateur.benchmark.pairs import VARIANTS, install, pairs_of
 from secateur.benchmark.plot import check_plot, draw
-from secateur.benchmark.running import END_TO_END, Benchmark
-from secateur.benchmark.sides import SIDES, pairs_of, put
-from secateur.benchmark.timing import OVERALL, Measurement, Spread, Workload, measurement, with_overall
+from secateur.benchmark.roles import role_of
+from secateur.benchmark.timing import END_TO_END, OVERALL, Measurement, Spread, Workload, measurement, with_overall
 from secateur.checkpoint import Source
 from secateur.cli import main
 from secateur.console import speed, terminal
@@ -48,23 +47,23 @@ def pairs(folder, int8=False):
     return model, *pairs_of(model, blocks_of(skeleton, family_of(skeleton)), CPU, int8)
 
 
-# ---------------------------------------------------------------- kinds
+# ---------------------------------------------------------------- roles
 
 
 @pytest.mark.parametrize("name", pico.KNOWN)
-def test_a_known_family_has_the_kinds_of_the_paper(name):
-    kinds = {kind_of(linear).removesuffix(" of experts") for linear in family_of(pico.build(name)).linears}
-    assert kinds == {"Q/K/V/Out", "Up/Gate", "Down"}
+def test_a_known_family_has_the_roles_of_the_paper(name):
+    roles = {role_of(linear).removesuffix(" of experts") for linear in family_of(pico.build(name)).linears}
+    assert roles == {"Q/K/V/Out", "Up/Gate", "Down"}
 
 
-def test_kinds_follow_from_spaces_not_from_names():
-    kinds = {linear.name: kind_of(linear) for linear in family_of(pico.build("opt")).linears}
-    assert (kinds["self_attn.out_proj"], kinds["fc1"], kinds["fc2"]) == ("Q/K/V/Out", "Up/Gate", "Down")
-    kinds = {linear.name: kind_of(linear) for linear in family_of(pico.build("mixtral")).linears}
-    assert kinds["mlp.experts.3.gate_up_proj"] == "Up/Gate of experts"
-    assert kinds["mlp.experts.3.down_proj"] == "Down of experts"
-    kinds = {linear.name: kind_of(linear) for linear in family_of(pico.build("gpt-j")).linears}
-    assert kinds["attn.q_proj"] == "q_proj"  # nothing is known of a family that was walked
+def test_roles_follow_from_spaces_not_from_names():
+    roles = {linear.name: role_of(linear) for linear in family_of(pico.build("opt")).linears}
+    assert (roles["self_attn.out_proj"], roles["fc1"], roles["fc2"]) == ("Q/K/V/Out", "Up/Gate", "Down")
+    roles = {linear.name: role_of(linear) for linear in family_of(pico.build("mixtral")).linears}
+    assert roles["mlp.experts.3.gate_up_proj"] == "Up/Gate of experts"
+    assert roles["mlp.experts.3.down_proj"] == "Down of experts"
+    roles = {linear.name: role_of(linear) for linear in family_of(pico.build("gpt-j")).linears}
+    assert roles["attn.q_proj"] == "q_proj"  # nothing is known of a family that was walked
 
 
 # ---------------------------------------------------------------- what is compared
@@ -85,14 +84,14 @@ def test_plain_and_packed_folders_give_the_same_pairs(name, tmp_path):
     _, packed, left = pairs(tmp_path / "packed")
     assert left == 0
     for a, b in zip(plain, packed, strict=True):
-        assert (a.name, a.kind) == (b.name, b.kind)
+        assert (a.name, a.role) == (b.name, b.role)
         assert torch.equal(a.dense.weight, b.dense.weight) and torch.equal(a.sparse.weight, b.sparse.weight)
 
 
 @needs_kernels
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("name", ["llama-biased", "falcon-40b", "lfm2", "mixtral"])
-def test_both_sides_compute_the_same(name, int8, tmp_path):
+def test_both_variants_compute_the_same(name, int8, tmp_path):
     model, found, _ = pairs(save_sparse(name, tmp_path / "plain"), int8)
     assert all(bool(pair.sparse.group) == int8 for pair in found)
     logits = {}
@@ -102,11 +101,11 @@ def test_both_sides_compute_the_same(name, int8, tmp_path):
             for tokens in (1, 40):
                 inputs = torch.randn(tokens, pair.dense.in_features).bfloat16()
                 torch.testing.assert_close(pair.dense(inputs), pair.sparse(inputs), rtol=0.02, atol=0.05)
-        for side in SIDES:
-            put(model, found, side)
-            kinds = [type(model.get_submodule(pair.name)) for pair in found]
-            assert set(kinds) == {torch.nn.Linear if side == "dense" else SparseLinear}
-            logits[side] = model(pico.tokens()).logits.float()
+        for variant in VARIANTS:
+            install(model, found, variant)
+            types = [type(model.get_submodule(pair.name)) for pair in found]
+            assert set(types) == {torch.nn.Linear if variant == "dense" else SparseLinear}
+            logits[variant] = model(pico.tokens()).logits.float()
     difference = (logits["dense"] - logits["sparse"]).abs().max()
     assert difference < 0.05 * logits["dense"].abs().max()
 
@@ -133,25 +132,13 @@ def test_int8_rounds_what_was_packed_in_bfloat16(tmp_path):
     assert all(pair.sparse.group for pair in stays)
 
 
-@pytest.mark.parametrize("name", ["llama-mha", "mistral", "gemma2", "opt", "bloom", "falcon-rw", "lfm2", "gpt-j"])
-def test_a_continuation_is_what_generate_says(name):
-    model, ids = pico.build(name), pico.tokens(2, 20)
-    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, min_new_tokens=5)
-    with torch.inference_mode():
-        run, found = Continuation(model, ids), []
-        for _ in range(5):
-            run.step()
-            found.append(run.ids)
-    assert torch.equal(torch.cat(found, 1), expected[:, 20:])
-
-
-# ---------------------------------------------------------------- what comes of the times
+# ---------------------------------------------------------------- times
 
 
 def test_overall_is_the_sum_round_by_round():
-    kinds = {"a": [(4.0, 1.0), (2.0, 1.0), (9.0, 3.0)], "b": [(1.0, 1.0), (2.0, 3.0), (1.0, 2.0)]}
-    *parts, total = with_overall(Workload("decode", 1), kinds)
-    assert [row.kind for row in parts] == ["a", "b"] and total.kind == OVERALL
+    roles = {"a": [(4.0, 1.0), (2.0, 1.0), (9.0, 3.0)], "b": [(1.0, 1.0), (2.0, 3.0), (1.0, 2.0)]}
+    *parts, total = with_overall(Workload("decode", 1), roles)
+    assert [row.part for row in parts] == ["a", "b"] and total.part == OVERALL
     sums = [(5.0, 2.0), (4.0, 4.0), (10.0, 5.0)]
     assert total == measurement(OVERALL, Workload("decode", 1), sums)
     assert (total.dense.median, total.sparse.median, total.speedup.median) == (5, 4, 2)
@@ -164,7 +151,7 @@ def test_a_speedup_is_taken_within_rounds():
 
 
 def made_up(*slower: str) -> Benchmark:
-    """A benchmark in which only those kinds are slower."""
+    """A benchmark in which only those roles are slower."""
 
     def row(kind: str, workload: Workload) -> Measurement:
         sparse = 2.0 if kind in slower else 0.5
@@ -180,11 +167,14 @@ def made_up(*slower: str) -> Benchmark:
         packed_bytes=50,
         kernels="AVX2",
         choices=[],
+        graph=False,
+        prefill_graph=False,
         machine=this_machine(),
         rounds=3,
         tokens=2,
         modules=[row(kind, work) for work in (decode, prefill) for kind in ("Up/Gate", "Down", OVERALL)],
         end_to_end=[row(END_TO_END, Workload("decode", 1, 512)), row(END_TO_END, prefill)],
+        structured=[],
     )
 
 
@@ -194,7 +184,7 @@ def test_what_is_slower_is_named():
     assert "slower than dense in decode, batch 1: Down 0.55×" in notes
     assert "slower than dense in prefill, 1 × 512: Down 0.55×" in notes
     assert not any("Up/Gate" in note or "nowhere" in note for note in notes)
-    assert {row.kind for row in result.slower} == {"Down"}
+    assert {row.part for row in result.slower} == {"Down"}
     assert any("nowhere slower" in note for note in speed.benchmark_notes(made_up()))
 
 
@@ -229,7 +219,7 @@ def test_bench_prints_tables_or_one_json_document(tmp_path, capsys, monkeypatch)
     assert (result.linears, result.left_dense, result.values) == (21, 0, "int8")
     sizes = [(1, 3), (1, 20), (2, 3), (2, 20)]
     works = [*[("decode", b, None) for b in (1, 2)], *[("prefill", *size) for size in sizes]]
-    found = [(row.workload.phase, row.workload.batch, row.workload.length, row.kind) for row in result.modules]
+    found = [(row.workload.phase, row.workload.batch, row.workload.length, row.part) for row in result.modules]
     assert found == [(*work, kind) for work in works for kind in ("Q/K/V/Out", "Up/Gate", "Down", OVERALL)]
     ends = {(row.workload.phase, row.workload.batch, row.workload.length) for row in result.end_to_end}
     assert ends == {(phase, *size) for phase in ("decode", "prefill") for size in sizes}

@@ -61,10 +61,10 @@ def test_the_plan_is_what_pack_writes(name, options, tmp_path):
     for int8 in (False, True):
         values = "int8" if int8 else "bfloat16"
         packing = secateur.pack(tmp_path / "pruned", tmp_path / values, int8=int8)
-        assert sum(row.size.dense for row in planned.kinds) == packing.dense_bytes
-        assert sum(getattr(row.size, values) for row in planned.kinds) == packing.packed_bytes
+        assert sum(row.size.dense for row in planned.roles) == packing.dense_bytes
+        assert sum(getattr(row.size, values) for row in planned.roles) == packing.packed_bytes
         assert (totals["dense"], totals[values]) == (packing.total_dense_bytes, packing.total_packed_bytes)
-        assert plan(tmp_path / values, **options).kinds == planned.kinds
+        assert plan(tmp_path / values, **options).roles == planned.roles
 
 
 def test_the_config_is_enough(tmp_path):
@@ -78,14 +78,14 @@ def test_the_config_is_enough(tmp_path):
 
 def test_only_the_share_that_is_kept_counts(tmp_path):
     dense = pico.save("llama-mha", tmp_path / "dense")
-    assert plan(dense).kinds == plan(dense, pattern="2:4").kinds == plan(dense, pattern="16:32").kinds
-    assert plan(dense).kinds != plan(dense, pattern="1:4").kinds
+    assert plan(dense).roles == plan(dense, pattern="2:4").roles == plan(dense, pattern="16:32").roles
+    assert plan(dense).roles != plan(dense, pattern="1:4").roles
 
 
 def test_what_packing_would_enlarge_stays_dense(tmp_path):
     dense = pico.save("llama-mha", tmp_path / "dense")
-    assert all(row.size.dense == row.size.bfloat16 == row.size.int8 for row in plan(dense, sparsity=0.05).kinds)
-    assert all(row.size.dense > row.size.bfloat16 for row in plan(dense, sparsity=0.07).kinds)
+    assert all(row.size.dense == row.size.bfloat16 == row.size.int8 for row in plan(dense, sparsity=0.05).roles)
+    assert all(row.size.dense > row.size.bfloat16 for row in plan(dense, sparsity=0.07).roles)
 
 
 def parameters(folder, without=""):
@@ -108,7 +108,7 @@ def test_of_experts_a_token_reads_those_it_is_routed_to(tmp_path):
     experts = parameters(folder) - parameters(folder, ".experts.")
     read = parameters(folder, "embed_tokens") - experts / 2
     assert bounds(folder)["dense"].token_bytes == read
-    saved = {x.kind: x.size.dense - x.size.bfloat16 for x in plan(folder).kinds}
+    saved = {x.role: x.size.dense - x.size.bfloat16 for x in plan(folder).roles}
     of_experts = saved["Up/Gate of experts"] + saved["Down of experts"]
     assert read - bounds(folder)["bfloat16"].token_bytes == saved["Q/K/V/Out"] + of_experts / 2
 

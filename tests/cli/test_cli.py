@@ -77,19 +77,19 @@ def test_pack_generate_unpack(tmp_path, capsys):
 
 
 def test_what_was_chosen_on_a_gpu_is_shown():
-    times = {tokens: {"dense": 3.0, "cutlass": 2.0 if tokens > 16 else 4.0} for tokens in BUCKETS}
-    measured = Measured(times, {"dense": 32, "cutlass": 18}, {"cusparselt": "not [here]"})
-    forms = {tokens: "cutlass" if tokens > 16 else "dense" for tokens in BUCKETS}
-    choice = Choice((64, 128), "bfloat16", True, 7, forms, measured)
-    result = Generation("m", "text", 3, 9, 0.5, 20.0, None, "bfloat16", "cuda:0", (choice,))
+    times = {tokens: {"dense": 3.0, "2:4": 2.0 if tokens > 64 else 4.0} for tokens in BUCKETS}
+    measured = Measured(times, {"dense": 32, "2:4": 18}, {"packed": "not [here]"}, {})
+    forms = {tokens: "2:4" if tokens > 64 else "dense" for tokens in BUCKETS}
+    choice = Choice((64, 128), "bfloat16", True, "2:4", 7, forms, measured)
+    result = Generation("m", "text", 3, 9, 0.5, 20.0, None, "bfloat16", "cuda:0", True, (choice,))
     json.dumps(dataclasses.asdict(result))
-    assert "(2:4 weights, bfloat16, cuda:0)" in speed.speed_text(result).plain
+    assert "(dense and 2:4 weights, in a CUDA graph, bfloat16, cuda:0)" in speed.speed_text(result).plain
     terminal = Console(width=200)
     with terminal.capture() as shown:
         terminal.print(speed.choices_table(result.choices))
     text = " ".join(shown.get().replace("│", " ").split())
-    assert "64×128 + bias 7 dense dense cutlass 1.50× cutlass 1.50× cutlass 1.50× 1.56×" in text
-    assert "not used: cusparselt: not [here]" in text
+    assert "64×128 + bias 2:4 7 dense dense dense" + 5 * " 2:4 1.50×" + " 1.56×" in text
+    assert "not used: packed: not [here]" in text
 
 
 def test_options_win_over_the_recipe_file(tmp_path, dense, capsys):

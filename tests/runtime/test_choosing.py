@@ -3,7 +3,7 @@ import torch
 
 from secateur.runtime.choosing import BUCKETS, TOLERANCE, Choice, Measured, choose, nearest
 
-NBYTES = {"dense": 32, "cusparselt": 18, "cutlass": 18}
+NBYTES = {"dense": 32, "sparse": 18, "packed": 18}
 
 
 def table(**times):
@@ -15,17 +15,17 @@ def table(**times):
     ("times", "expected"),
     [
         # Dense is fastest everywhere.
-        (table(dense=[1, 1], cusparselt=[2, 2], cutlass=[3, 3]), ["dense", "dense"]),
+        (table(dense=[1, 1], sparse=[2, 2], packed=[3, 3]), ["dense", "dense"]),
         # As fast as dense, within the noise: the smaller form, and of two the faster.
-        (table(dense=[1, 1], cusparselt=[1.04, 1.04], cutlass=[1.03, 1.03]), ["cutlass", "cutlass"]),
+        (table(dense=[1, 1], sparse=[1.04, 1.04], packed=[1.03, 1.03]), ["packed", "packed"]),
         # Faster with many tokens only: both are needed.
-        (table(dense=[1, 1], cusparselt=[2, 0.5]), ["dense", "cusparselt"]),
+        (table(dense=[1, 1], sparse=[2, 0.5]), ["dense", "sparse"]),
         # One sparse form that is nearly as good as the best everywhere spares the others.
-        (table(dense=[2, 1], cusparselt=[1, 1.02], cutlass=[3, 0.99]), ["cusparselt", "cusparselt"]),
+        (table(dense=[2, 1], sparse=[1, 1.02], packed=[3, 0.99]), ["sparse", "sparse"]),
         # Two small forms are not smaller than dense alone.
-        (table(dense=[1, 1], cusparselt=[1, 2], cutlass=[2, 1]), ["dense", "dense"]),
+        (table(dense=[1, 1], sparse=[1, 2], packed=[2, 1]), ["dense", "dense"]),
         # Each is by far the best somewhere.
-        (table(dense=[1, 2, 2], cusparselt=[2, 1, 2], cutlass=[2, 2, 1]), ["dense", "cusparselt", "cutlass"]),
+        (table(dense=[1, 2, 2], sparse=[2, 1, 2], packed=[2, 2, 1]), ["dense", "sparse", "packed"]),
     ],
 )
 def test_what_is_faster_is_chosen_and_what_has_no_use_is_not_kept(times, expected):
@@ -50,12 +50,21 @@ def test_no_choice_is_slow_and_no_kept_form_can_be_spared():
     assert kept_numbers == {1, 2, 3}
 
 
+def test_what_takes_too_much_memory_is_not_kept():
+    times = table(dense=[4, 2], sparse=[9, 1], packed=[1, 6])
+    assert list(choose(times, NBYTES).values()) == ["packed", "sparse"]
+    assert list(choose(times, NBYTES, 36).values()) == ["packed", "sparse"]
+    assert list(choose(times, NBYTES, 35).values()) == ["dense", "dense"]  # at worst 4 times as slow, not 6 or 9
+    assert list(choose(times, NBYTES, 20).values()) == ["packed", "packed"]
+    assert list(choose(times, NBYTES, 0).values()) == ["packed", "packed"]
+
+
 def test_the_nearest_number_of_tokens_is_that_of_the_closest_ratio():
-    places = {1: 1, 4: 1, 5: 16, 16: 16, 45: 16, 46: 128, 100_000: 4096}
+    places = {1: 1, 2: 1, 3: 8, 8: 8, 22: 8, 23: 64, 1024: 1024, 100_000: 8192}
     assert {tokens: nearest(BUCKETS, tokens) for tokens in places} == places
 
 
 def test_memory_counts_each_form_once():
-    measured = Measured({}, NBYTES, {})
-    plan = {1: "dense", 16: "cutlass", 128: "cutlass"}
-    assert Choice((4, 8), "bfloat16", False, 1, plan, measured).memory == 50 / 32
+    measured = Measured({}, NBYTES, {}, {})
+    plan = {1: "dense", 16: "packed", 128: "packed"}
+    assert Choice((4, 8), "bfloat16", False, "2:4", 1, plan, measured).memory == 50 / 32

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from secateur.benchmark.kinds import kind_of
 from secateur.benchmark.machine import Machine, read_rate, this_machine
+from secateur.benchmark.roles import role_of
 from secateur.checkpoint import outline
 from secateur.checkpoint.sparse import packed_bytes
 from secateur.models.blocks import Block, blocks_of, family_of
@@ -41,17 +41,17 @@ class Bytes:
 
 
 @dataclass(frozen=True)
-class KindPlan:
-    """Linears of one kind.
+class RolePlan:
+    """Linears of one role.
 
     Attributes:
-        kind: what they are to their blocks.
+        role: what they are to their blocks.
         linears: how many there are in the model.
         shapes: their shapes ``(O, I)``, each once.
         size: what they take, all together.
     """
 
-    kind: str
+    role: str
     linears: int
     shapes: list[tuple[int, int]]
     size: Bytes
@@ -86,7 +86,7 @@ class Plan:
     Attributes:
         model: the model, as it was named.
         pattern: what its linears would obey.
-        kinds: its prunable linears by kind.
+        roles: its prunable linears by role.
         bounds: the ways to store them.
         dense_linears: linears that Secateur stores packed, but expands to run them: transposed weights.
         machine: where the read rates were measured.
@@ -94,7 +94,7 @@ class Plan:
 
     model: str
     pattern: str
-    kinds: list[KindPlan]
+    roles: list[RolePlan]
     bounds: list[Bound]
     dense_linears: int
     machine: Machine
@@ -126,22 +126,22 @@ def plan(
     blocks = blocks_of(skeleton, family_of(skeleton))
     found = [(block, linear) for block in blocks for linear in block.linears]
     sizes = [_bytes(block, linear, target) for block, linear in found]
-    kinds: dict[str, list[int]] = {}
+    roles: dict[str, list[int]] = {}
     for place, (_, linear) in enumerate(found):
-        kinds.setdefault(kind_of(linear), []).append(place)
+        roles.setdefault(role_of(linear), []).append(place)
     rows = [
-        KindPlan(
-            kind=kind,
+        RolePlan(
+            role=role,
             linears=len(places),
             shapes=list(dict.fromkeys(_shape(*found[place]) for place in places)),
             size=sum((sizes[place] for place in places), Bytes(0, 0, 0)),
         )
-        for kind, places in kinds.items()
+        for role, places in roles.items()
     ]
     return Plan(
         model=str(model),
         pattern=str(target),
-        kinds=rows,
+        roles=rows,
         bounds=_bounds(skeleton, found, sizes, rate),
         dense_linears=sum(linear.transposed for _, linear in found),
         machine=this_machine(),

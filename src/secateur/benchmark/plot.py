@@ -1,11 +1,11 @@
-"""A benchmark as a picture: how many times as fast as dense, for each kind of linear and each workload."""
+"""A benchmark as a picture: how many times as fast as dense, for each role of linears and each workload."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.benchmark.running import END_TO_END, Benchmark
-from secateur.benchmark.timing import OVERALL, Measurement
+from secateur.benchmark.measuring import Benchmark
+from secateur.benchmark.timing import END_TO_END, OVERALL, Measurement
 from secateur.errors import InputError
 from secateur.runtime.choosing import DENSE
 
@@ -65,7 +65,7 @@ def draw(benchmark: Benchmark, file: Path) -> None:
             tick.set_fontweight("normal" if row else "bold")
     remarks = "; hollow: slower than dense" if benchmark.slower else ""
     if any(DENSE in choice.forms.values() for choice in benchmark.choices):
-        remarks += "; for some numbers of tokens some linears are dense on both sides"
+        remarks += "; for some numbers of tokens some linears are dense in both"
     figure.suptitle(
         f"{benchmark.model}: {benchmark.form} {benchmark.values} weights, times as fast as dense bfloat16\n"
         f"{benchmark.machine}, {benchmark.kernels} kernels\n"
@@ -80,12 +80,12 @@ def draw(benchmark: Benchmark, file: Path) -> None:
 
 
 def _lines(rows: Sequence[Measurement]) -> list[tuple[str, Measurement | None]]:
-    """Labels and what stands beside them: under a heading for each workload its kinds, the whole model last."""
+    """Labels and what stands beside them: under a heading for each workload its roles, the whole model last."""
     lines: dict[str, list[tuple[str, Measurement | None]]] = {}
     for row in rows:
-        whole = row.kind == END_TO_END
+        whole = row.part == END_TO_END
         heading = END_TO_END if whole else row.workload.size
-        lines.setdefault(heading, [(heading, None)]).append((row.workload.size if whole else row.kind, row))
+        lines.setdefault(heading, [(heading, None)]).append((row.workload.size if whole else row.part, row))
     return [line for section in lines.values() for line in section]
 
 
@@ -101,8 +101,8 @@ def _scale(panel: "Axes", extent: tuple[float, float]) -> None:
     panel.set_xticks(ticks, [f"{tick:g}×" for tick in ticks], fontsize=8)
     panel.minorticks_off()
     panel.tick_params(axis="y", length=0)
-    for side in ("top", "right", "left"):
-        panel.spines[side].set_visible(False)
+    for edge in ("top", "right", "left"):
+        panel.spines[edge].set_visible(False)
 
 
 def _dot(panel: "Axes", height: int, row: Measurement) -> None:
@@ -120,5 +120,5 @@ def _dot(panel: "Axes", height: int, row: Measurement) -> None:
         ha="right" if row.is_slower else "left",
         va="center",
         fontsize=8,
-        fontweight="bold" if row.kind == OVERALL else "normal",
+        fontweight="bold" if row.part == OVERALL else "normal",
     )

@@ -1,4 +1,4 @@
-"""Times of dense and sparse weights, taken in turn, and what they say."""
+"""Times of dense and sparse weights, taken in turn, and their ratio."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import torch
 
 Phase = Literal["decode", "prefill"]
 
-OVERALL = "overall"
+OVERALL, END_TO_END = "overall", "end to end"
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Measurement:
     """One pass of dense weights against one of the same weights in their sparse form.
 
     Attributes:
-        kind: which linears ran, in all blocks; ``overall`` for all of them; or ``end to end`` for the model.
+        part: the role of the linears that ran, in all blocks; ``overall`` for all; or ``end to end`` for the model.
         workload: on what.
         dense: seconds of a pass with dense weights.
         sparse: seconds of a pass with sparse ones.
         speedup: dense over sparse within a round.
     """
 
-    kind: str
+    part: str
     workload: Workload
     dense: Spread
     sparse: Spread
@@ -105,15 +105,15 @@ def stopwatch(device: torch.device) -> Stopwatch:
 Rounds = Sequence[tuple[float, float]]
 
 
-def measurement(kind: str, workload: Workload, rounds: Rounds) -> Measurement:
-    """What came of at least two ``rounds``."""
+def measurement(part: str, workload: Workload, rounds: Rounds) -> Measurement:
+    """From the times of at least two ``rounds``."""
     dense, sparse = zip(*rounds, strict=True)
     ratios = [a / b for a, b in rounds]
-    return Measurement(kind, workload, Spread.of(dense), Spread.of(sparse), Spread.of(ratios))
+    return Measurement(part, workload, Spread.of(dense), Spread.of(sparse), Spread.of(ratios))
 
 
-def with_overall(workload: Workload, kinds: Mapping[str, Rounds]) -> list[Measurement]:
-    """A measurement of each kind, and that of all: round by round the sum over kinds."""
-    sums = [tuple(map(sum, zip(*parts, strict=True))) for parts in zip(*kinds.values(), strict=True)]
+def with_overall(workload: Workload, roles: Mapping[str, Rounds]) -> list[Measurement]:
+    """A measurement of each role, and that of all: round by round the sum over roles."""
+    sums = [tuple(map(sum, zip(*parts, strict=True))) for parts in zip(*roles.values(), strict=True)]
     total: Rounds = [(dense, sparse) for dense, sparse in sums]
-    return [measurement(kind, workload, rounds) for kind, rounds in {**kinds, OVERALL: total}.items()]
+    return [measurement(part, workload, rounds) for part, rounds in {**roles, OVERALL: total}.items()]

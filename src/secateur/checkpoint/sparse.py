@@ -174,7 +174,7 @@ def _pack_bits(kept: Tensor) -> Tensor:
     """A bool mask ``(O, I)`` as the bytes that :class:`SparseWeight` holds."""
     padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % WORD))
     bits = padded.unflatten(1, (padded.shape[1] // 8, 8)).to(torch.uint8)
-    return (bits << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
 
 
 def _unpack_bits(mask: Tensor) -> Tensor:

@@ -14,13 +14,21 @@ from secateur.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from secateur.benchmark.measuring import Benchmark
     from secateur.benchmark.plan import Plan
-    from secateur.benchmark.running import Benchmark
 
 
 @app.command
 def generate(
-    model: str, prompt: str, /, *, tokens: int = 64, dtype: str = "auto", device: str = "auto", json: Json = False
+    model: str,
+    prompt: str,
+    /,
+    *,
+    tokens: int = 64,
+    dtype: str = "auto",
+    device: str = "auto",
+    form: str = "auto",
+    json: Json = False,
 ) -> None:
     """Continue PROMPT with MODEL, and say how many tokens a second that takes.
 
@@ -36,11 +44,13 @@ def generate(
         auto (as stored), float32, bfloat16 or float16.
     device
         auto (a GPU if there is one), cpu, cuda, …
+    form
+        On a GPU, what pruned linears multiply with: auto (the fastest for each number of tokens), dense, 2:4 or packed.
     """
     from secateur.console.speed import choices_table, speed_text
     from secateur.console.terminal import err, out
 
-    result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype, device=device)
+    result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype, device=device, form=form)
     if json:
         print_json(dataclasses.asdict(result))
     else:
@@ -60,7 +70,9 @@ def bench(
     tokens: int | None = None,
     rounds: int | None = None,
     int8: bool | None = None,
+    structured: bool | None = None,
     device: str | None = None,
+    form: str | None = None,
     plot: Path | None = None,
     plan: Annotated[bool, Parameter(negative=())] = False,
     pattern: str | None = None,
@@ -68,10 +80,10 @@ def bench(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time pruned MODEL, sparse against the same weights dense, by kind of linear and end to end.
+    """Time pruned MODEL, sparse against the same weights dense, by role of the linears and end to end.
 
-    On a CPU sparse is packed; on a GPU it is 2:4 in the forms that generate runs (not yet measured on a GPU).
-    Dense and sparse take turns, and both compute in bfloat16. The tables give medians over rounds, and quartiles.
+    On a CPU sparse is packed; on a GPU it is the forms that generate runs. Dense and sparse take turns, and both
+    compute in bfloat16. The tables give medians over rounds, and quartiles.
 
     Parameters
     ----------
@@ -87,8 +99,12 @@ def bench(
         Take every time so often; by default 7.
     int8
         Round the kept weights to int8, on a CPU.
+    structured
+        Time a dense model of half the width as well, end to end.
     device
         auto (a GPU if there is one, the default), cpu, cuda, …
+    form
+        On a GPU, what pruned linears multiply with: auto (the default), dense, 2:4 or packed.
     plot
         Draw the result into this .svg, .png or .pdf file.
     plan
@@ -102,7 +118,16 @@ def bench(
     from secateur.benchmark.plot import check_plot, draw
     from secateur.console import speed
 
-    options = {"batch": batch, "length": length, "tokens": tokens, "rounds": rounds, "int8": int8, "device": device}
+    options = {
+        "batch": batch,
+        "length": length,
+        "tokens": tokens,
+        "rounds": rounds,
+        "int8": int8,
+        "structured": structured,
+        "device": device,
+        "form": form,
+    }
     given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
     if plan:
         if given or plot:
@@ -117,6 +142,8 @@ def bench(
         check_plot(plot)
     result = secateur.bench(model, **given, progress=progress_for(quiet))
     tables = [speed.modules_table(result), speed.model_table(result)]
+    if result.structured:
+        tables.append(speed.structured_table(result))
     if result.choices:
         tables.append(speed.choices_table(result.choices))
     _show(result, tables, speed.benchmark_notes(result), json)
@@ -125,7 +152,7 @@ def bench(
 
 
 def _show(result: "Benchmark | Plan", tables: "Sequence[Table]", notes: Sequence[str], json: bool) -> None:
-    from secateur.benchmark.running import Benchmark
+    from secateur.benchmark.measuring import Benchmark
     from secateur.console.terminal import out
 
     if json:

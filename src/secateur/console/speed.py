@@ -6,8 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from secateur.benchmark.measuring import Benchmark
 from secateur.benchmark.plan import Plan
-from secateur.benchmark.running import Benchmark
 from secateur.benchmark.timing import OVERALL, Measurement, Spread
 from secateur.runtime.choosing import BUCKETS, DENSE, Choice, nearest
 from secateur.runtime.generation import Generation
@@ -16,8 +16,9 @@ from secateur.runtime.generation import Generation
 def speed_text(result: Generation) -> Text:
     """How fast it was, and by what means."""
     rate = f"{result.tokens_per_second:,.1f} tokens/s" if result.tokens_per_second else "one token"
-    sparse = any(form != DENSE for choice in result.choices for form in choice.forms.values())
-    means = f"packed weights, {result.kernels} kernels" if result.kernels else f"{'2:4' if sparse else 'dense'} weights"
+    forms = dict.fromkeys(form for choice in result.choices for form in choice.forms.values()) or [DENSE]
+    means = f"packed weights, {result.kernels} kernels" if result.kernels else f"{' and '.join(forms)} weights"
+    means += ", in a CUDA graph" if result.graph else ""
     return Text(
         f"{rate} after {result.prefill_seconds:.2f} s for {result.prompt_tokens} tokens of prompt "
         f"({means}, {result.dtype}, {result.device})"
@@ -25,9 +26,9 @@ def speed_text(result: Generation) -> Text:
 
 
 def choices_table(choices: Sequence[Choice]) -> Table:
-    """What multiplies with 2:4 linears on a GPU, by number of tokens, with its speed and memory against dense."""
-    table = Table(title="2:4 linears: what multiplies how many tokens, and its speed against dense")
-    for column in ("shape", "number", *(f"{tokens:,}" for tokens in BUCKETS), "memory"):
+    """What multiplies with pruned linears on a GPU, by number of tokens, with its speed and memory against dense."""
+    table = Table(title="pruned linears: what multiplies how many tokens, and its speed against dense")
+    for column in ("shape", "pattern", "number", *(f"{tokens:,}" for tokens in BUCKETS), "memory"):
         table.add_column(column, justify="right")
     for choice in choices:
         times = choice.measured.times
@@ -35,7 +36,7 @@ def choices_table(choices: Sequence[Choice]) -> Table:
             form if form == DENSE else f"{form} {times[tokens][DENSE] / times[tokens][form]:.2f}×"
             for tokens, form in choice.forms.items()
         ]
-        table.add_row(_shape(choice), str(choice.layers), *cells, f"{choice.memory:.2f}×")
+        table.add_row(_shape(choice), choice.pattern, str(choice.layers), *cells, f"{choice.memory:.2f}×")
     refused = {f"not used: {name}: {why}": None for x in choices for name, why in x.measured.refused.items()}
     table.caption = Text("\n".join(refused)) if refused else None
     return table
@@ -46,22 +47,38 @@ def _shape(choice: Choice) -> str:
 
 
 def modules_table(result: Benchmark) -> Table:
-    """Times of linears by kind: a section per workload, a row per kind."""
+    """Times of linears by role: a section per workload, a row per role."""
     table = _speed_table(f"{result.linears} linears of {result.model}, all blocks, in ms", result)
     seen = None
     for row in result.modules:
         if row.workload != seen:
             table.add_row(f"[bold]{row.workload}[/]")
             seen = row.workload
-        table.add_row(_labelled(row.kind, row), *_times(row), end_section=row.kind == OVERALL)
+        table.add_row(_labelled(row.part, row), *_times(row), end_section=row.part == OVERALL)
     return table
 
 
 def model_table(result: Benchmark) -> Table:
     """Times of the whole model: prefill in milliseconds, decoding in tokens per second, by batch × length."""
-    table = _speed_table(f"end to end, {result.tokens} tokens decoded after each prompt", result)
+    phases = [name for name, is_one in (("prefill", result.prefill_graph), ("decode", result.graph)) if is_one]
+    graphs = f", {' and '.join(phases)} in CUDA graphs" if phases else ""
+    table = _speed_table(f"end to end, {result.tokens} tokens decoded after each prompt{graphs}", result)
+    _add_end_to_end(table, result.end_to_end)
+    return table
+
+
+def structured_table(result: Benchmark) -> Table:
+    """The same for a dense model of half the width against the dense one."""
+    table = Table("", title="a dense model of half the width (structured 50 %), end to end")
+    for column in ("dense bfloat16", "half the width", "times as fast"):
+        table.add_column(column, justify="right")
+    _add_end_to_end(table, result.structured)
+    return table
+
+
+def _add_end_to_end(table: Table, rows: Sequence[Measurement]) -> None:
     seen = None
-    for row in result.end_to_end:
+    for row in rows:
         work = row.workload
         if work.phase != seen:
             if seen:
@@ -76,7 +93,6 @@ def model_table(result: Benchmark) -> Table:
                 _spread(row.speedup),
             ]
         table.add_row(_labelled(work.size, row), *cells)
-    return table
 
 
 def _speed_table(title: str, result: Benchmark) -> Table:
@@ -112,16 +128,18 @@ def benchmark_notes(result: Benchmark) -> list[str]:
     """Where sparse weights were slower, or the same as dense ones, and what one must know to read the tables."""
     slower: dict[str, list[str]] = {}
     for row in result.slower:
-        slower.setdefault(str(row.workload), []).append(f"{row.kind} {row.speedup.median:.2f}×")
+        slower.setdefault(str(row.workload), []).append(f"{row.part} {row.speedup.median:.2f}×")
     notes = [f"slower than dense in {work}: {', '.join(rows)}" for work, rows in slower.items()]
     if not slower:
         notes.append(f"{result.form} weights were nowhere slower than dense ones")
-    notes += _same_on_both_sides(result)
+    notes += _dense_in_both(result)
     if result.left_dense:
         what = "transposed weights, experts among dense ones, and zeros with a minus sign are not run packed"
         if result.choices:
-            what = "on a GPU only 2:4 runs sparse, except experts and transposed weights"
-        notes.append(f"{result.left_dense} pruned linears ran dense on both sides, and only count end to end: {what}")
+            what = "on a GPU neither experts nor transposed weights run sparse"
+        notes.append(
+            f"{result.left_dense} pruned linears ran dense in both variants, and only count end to end: {what}"
+        )
     notes.append(
         f"the linears take {result.dense_bytes / 1e6:,.1f} MB dense, {result.packed_bytes / 1e6:,.1f} MB {result.form}"
         f"; {result.kernels} kernels, {result.machine}; medians of {result.rounds} rounds, quartiles in brackets"
@@ -129,13 +147,13 @@ def benchmark_notes(result: Benchmark) -> list[str]:
     return notes
 
 
-def _same_on_both_sides(result: Benchmark) -> list[str]:
+def _dense_in_both(result: Benchmark) -> list[str]:
     """For which linears a GPU ran the dense form against itself, workload by workload."""
     notes = []
     for work in dict.fromkeys(row.workload for row in result.modules):
-        same = [_shape(x) for x in result.choices if x.forms[nearest(x.forms, work.tokens)] == DENSE]
+        same = [_shape(x) for x in result.choices if x.forms[nearest(tuple(x.forms), work.tokens)] == DENSE]
         if same:
-            notes.append(f"dense on both sides in {work}, as chosen when the model was loaded: {', '.join(same)}")
+            notes.append(f"dense in both variants in {work}, as chosen when the model was loaded: {', '.join(same)}")
     return notes
 
 
@@ -144,10 +162,10 @@ def plan_tables(result: Plan) -> list[Table]:
     sizes = Table(title=escape(f"{result.model} at {result.pattern}, in MB"))
     for column in ("linears", "number", "shapes", "bfloat16", "packed", "packed int8"):
         sizes.add_column(column, justify="left" if column in ("linears", "shapes") else "right")
-    for row in result.kinds:
+    for row in result.roles:
         shapes = "\n".join(f"{rows}×{columns}" for rows, columns in row.shapes)
         cells = _shrinking(row.size.dense, row.size.bfloat16, row.size.int8)
-        sizes.add_row(row.kind, str(row.linears), shapes, *cells, end_section=row is result.kinds[-1])
+        sizes.add_row(row.role, str(row.linears), shapes, *cells, end_section=row is result.roles[-1])
     sizes.add_row("whole model", "", "", *_shrinking(*(bound.model_bytes for bound in result.bounds)))
     bounds = Table(title="generating text, one sequence at a time")
     for column in ("weights", "MB per token", "GB/s", "tokens/s at most", "times dense, by bytes"):

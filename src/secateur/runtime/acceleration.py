@@ -1,153 +1,255 @@
-"""Give the 2:4 linears of a model on a GPU the form in which they run fastest. Not yet measured on a GPU."""
+"""Give the pruned linears of a model on a GPU the forms in which they run fastest."""
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from secateur.runtime.choosing import BUCKETS, DENSE, Choice, Measured, choose
-from secateur.runtime.semi_structured import BACKENDS, SemiStructuredLinear, compress, form_bytes, is_2of4, multiply
+from secateur.checkpoint.sparse import pack
+from secateur.errors import InputError
+from secateur.masks import sparsity_of
+from secateur.runtime.algorithms import Algorithms, Clock, check
+from secateur.runtime.choosing import BUCKETS, DENSE, FORMS, PACKED, SEMI_STRUCTURED, Choice, Measured, choose
+from secateur.runtime.cusparselt import Algorithm
+from secateur.runtime.dispatch import DispatchedLinear, Form, dense_linear, form_bytes
+from secateur.runtime.semi_structured import SemiStructuredLinear, is_2of4
+from secateur.runtime.sparse_linear import SparseLinear
 
-# So many linears of a kind are timed in turn. A large model's are more than a GPU's cache holds, as when it runs.
+# So many linears of a shape are timed in turn. A large model's are more than a GPU's cache holds, as when it runs.
 SAMPLE = 8
-WARM_UPS, ROUNDS = 2, 7
-# Of the memory that is free, forms that come on top of the dense weights may take this share; the rest is for the
+ROUNDS = 5
+# Milliseconds of a turn, about: short enough for a search in seconds, long enough for the clocks of a GPU to settle.
+TURN = 0.5
+# The GPU is kept busy before a turn until all of it is launched: in cycles, at more of them a second than GPUs make.
+CYCLES_PER_SECOND = 3e9
+# Of the memory that is free, forms that come on top of those that were loaded may take this share; the rest is for the
 # model's activations and cache.
 SPARE_MEMORY = 0.5
-# Sums in another order differ by less, as a share of the largest output, even if parts of them are rounded to 16 bits.
-LARGEST_DIFFERENCE = 0.02
-
-Product = Callable[[], object]
+# Below it packing saves nothing: a mask takes one bit of each weight's 16.
+LEAST_SPARSITY = 1 / 16
 
 
-def cuda_milliseconds(products: Sequence[Product]) -> float:
-    """The time of one of ``products`` when they run in turn on the current CUDA device, median of some rounds.
+def cuda_milliseconds(groups: Sequence[Sequence[Callable[[], object]]]) -> list[float]:
+    """The time of one product of each group on the current CUDA device; medians of some rounds.
 
-    Launching is part of it: where the processor is slower than the GPU, that is what the model waits for as well.
+    The products of a group run one after the other, and the groups take turns in each round: a GPU that is at its limit
+    of power slows down, and whatever ran first would look faster than what was timed after it.
+
+    Launching is left out: decoding runs in a graph, and with many tokens the GPU is what is waited for. A graph of its
+    own for every candidate of a search would take longer to capture than to time, so a turn waits in the stream
+    behind idle work until all of it is launched.
     """
-    times = []
-    for _ in range(WARM_UPS + ROUNDS):
+    turns = [_Turn(products) for products in groups]
+    times = [[turn.milliseconds() for turn in turns] for _ in range(ROUNDS)]
+    return [median(taken) for taken in zip(*times, strict=True)]
+
+
+class _Turn:
+    """Some products, launched as often as a turn of at least ``TURN`` milliseconds takes."""
+
+    def __init__(self, products: Sequence[Callable[[], object]]) -> None:
+        self.products, self.repeats, self.launching = products, 1, 0.0
+        self._run()  # which makes what a first call makes
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        self._run()
+        self.launching = time.perf_counter() - began
+        self.repeats = max(1, round(TURN / (self.milliseconds() * len(products))))
+
+    def milliseconds(self) -> float:
+        """The time of one product, of one turn."""
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(int(CYCLES_PER_SECOND * self.launching * self.repeats))
         start.record()
-        for product in products:
-            product()
+        self._run()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / len(products))
-    return median(times[WARM_UPS:])
+        return start.elapsed_time(end) / (self.repeats * len(self.products))
+
+    def _run(self) -> None:
+        for _ in range(self.repeats):
+            for product in self.products:
+                product()
 
 
-def free_memory(linears: Mapping[str, nn.Linear]) -> int:
-    """Bytes that are free where ``linears`` are."""
-    return torch.cuda.mem_get_info(next(iter(linears.values())).weight.device)[0]
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free there."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 @torch.no_grad()
-def measure(linears: Sequence[nn.Linear], milliseconds: Callable[[Sequence[Product]], float]) -> Measured:
-    """Time the dense product of some linears of one kind, and those of every backend that works.
+def measure(
+    linears: Sequence[nn.Linear | SparseLinear],
+    milliseconds: Clock,
+    algorithms: Algorithms,
+    forms: Sequence[str] = FORMS,
+) -> Measured:
+    """Time the dense product of some linears of one shape, and those of every form that they can have.
 
-    A backend is refused when it raises, or when its product is not the dense one, whatever the number of tokens.
+    A form is refused when it raises, or when its product is not the dense one, whatever the number of tokens.
 
     Args:
-        linears: at least one, on a CUDA device, 2:4.
-        milliseconds: how long one of some products takes.
+        linears: at least one, on a CUDA device, of one shape, dtype and pattern.
+        milliseconds: how long products take.
+        algorithms: those of cuSPARSELt that are known.
+        forms: those to measure; dense always is.
     """
-    weight = linears[0].weight
+    made: dict[str, list[Form]] = {DENSE: [_make(DENSE, linear) for linear in linears]}
+    dense = made[DENSE][0]
+    inputs = _inputs(dense.weight)
+    refused: dict[str, str] = {}
+    with torch.cuda.device_of(dense.weight):
+        expected = {tokens: dense(rows) for tokens, rows in inputs.items()}
+        for name in (form for form in forms if form != DENSE):
+            try:
+                members = [_make(name, linear) for linear in linears]
+                if sparse := [form for form in members if isinstance(form, SemiStructuredLinear)]:
+                    found = {t: algorithms.find(sparse, rows, expected[t], milliseconds) for t, rows in inputs.items()}
+                    for form in sparse:
+                        form.set_algorithms(found)
+                for tokens, rows in inputs.items():
+                    check(members[0], rows, expected[tokens])
+            except RuntimeError as error:
+                refused[name] = _reason(error)
+            else:
+                made[name] = members
+        del expected
+        times = {}
+        for tokens, rows in inputs.items():
+            taken = milliseconds([[partial(form, rows) for form in members] for members in made.values()])
+            times[tokens] = dict(zip(made, taken, strict=True))
+    sizes = {name: form_bytes(members[0]) for name, members in made.items()}
+    used = made.get(SEMI_STRUCTURED, [])[:1]
+    found = next((form.algorithms for form in used if isinstance(form, SemiStructuredLinear)), {})
+    return Measured(times, sizes, refused, found)
+
+
+def _inputs(weight: Tensor) -> dict[int, Tensor]:
+    """Random inputs ``(T, I)`` of each number of tokens."""
     generator = torch.Generator(weight.device).manual_seed(0)
-    inputs = {
+    return {
         tokens: torch.randn(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device, generator=generator)
         for tokens in BUCKETS
     }
-    times: dict[int, dict[str, float]] = {tokens: {} for tokens in BUCKETS}
-    nbytes: dict[str, int] = {}
-    refused: dict[str, str] = {}
-
-    def add(name: str, forms: list[Tensor]) -> None:
-        taken = {}
-        for tokens, rows in inputs.items():
-            if name != DENSE:
-                _check(rows, forms[0], linears[0])
-            products = [partial(multiply, rows, form, linear.bias) for form, linear in zip(forms, linears, strict=True)]
-            taken[tokens] = milliseconds(products)
-        for tokens, each in taken.items():
-            times[tokens][name] = each
-        nbytes[name] = form_bytes(forms[0])
-
-    with torch.cuda.device_of(weight):
-        add(DENSE, [linear.weight for linear in linears])
-        for backend in BACKENDS:
-            try:
-                add(backend, [compress(linear.weight, backend) for linear in linears])
-            except RuntimeError as error:
-                refused[backend] = _reason(error)
-    return Measured(times, nbytes, refused)
 
 
 @torch.no_grad()
 def accelerate(
-    model: nn.Module, milliseconds: Callable[[Sequence[Product]], float] = cuda_milliseconds
+    model: nn.Module,
+    form: str = "auto",
+    milliseconds: Clock = cuda_milliseconds,
+    algorithms: Algorithms | None = None,
 ) -> tuple[Choice, ...]:
-    """Replace linears of ``model`` by :class:`SemiStructuredLinear` where that is faster.
+    """Replace pruned linears of ``model`` by :class:`DispatchedLinear` where another form than dense is faster.
 
-    Linears are of a kind that have shape, type and bias in common; each kind is measured once. Only linears that are
-    modules and 2:4 as stored take part: not experts in a stack, not transposed weights.
+    Linears that have shape, type, bias and pattern in common are measured once. Only linears that are modules take
+    part: not experts in a stack, not transposed weights.
 
     Args:
         model: on a CUDA device, in the type in which it will run.
-        milliseconds: how long one of some products takes.
+        form: ``auto``, or the form that every linear that can have it takes for any number of tokens: ``dense``,
+            ``2:4`` or ``packed``.
+        milliseconds: how long products take.
+        algorithms: those of cuSPARSELt that are known; by default from the user's cache.
 
     Returns:
-        What was chosen for each kind.
+        What was chosen for each kind of linear.
+
+    Raises:
+        InputError: when there is no such form.
     """
-    kinds: dict[tuple[torch.Size, torch.dtype, bool], dict[str, nn.Linear]] = {}
+    check_form(form)
+    alike: dict[tuple[object, ...], tuple[str, dict[str, nn.Linear | SparseLinear]]] = {}
     for name, module in model.named_modules():
-        if type(module) is nn.Linear and is_2of4(module.weight):
-            kind = (module.weight.shape, module.weight.dtype, module.bias is not None)
-            kinds.setdefault(kind, {})[name] = module
+        if (pattern := pattern_of(module)) is not None:
+            shape = (module.out_features, module.in_features)
+            group = (type(module), shape, _dtype(module), module.bias is not None, pattern)
+            alike.setdefault(group, (pattern, {}))[1][name] = module
     choices = []
-    for (shape, dtype, bias), linears in kinds.items():
-        number, measured = len(linears), measure(list(linears.values())[:SAMPLE], milliseconds)
-        plan = choose(measured.times, measured.nbytes)
-        sparse = set(plan.values()) - {DENSE}
-        beside = number * sum(measured.nbytes[form] for form in sparse) if DENSE in plan.values() else 0
-        if beside and beside > SPARE_MEMORY * free_memory(linears):
-            plan = dict.fromkeys(plan, DENSE)
-            refusal = dict.fromkeys(sparse, "too little memory is free to keep it beside the dense weight")
-            measured = replace(measured, refused=measured.refused | refusal)
-        if set(plan.values()) != {DENSE}:
-            _replace(model, linears, plan)
-        precision = str(dtype).removeprefix("torch.")
-        choices.append(Choice((shape[0], shape[1]), precision, bias, number, plan, measured))
+    for pattern, linears in alike.values():
+        first = next(iter(linears.values()))
+        algorithms = algorithms or Algorithms(_device(first))
+        measured = measure(list(linears.values())[:SAMPLE], milliseconds, algorithms)
+        spare = SPARE_MEMORY * free_memory(_device(first)) / len(linears)
+        plan = choose(measured.times, measured.nbytes, form_bytes(first) + spare)
+        if form != "auto":
+            plan = dict.fromkeys(plan, form if form in measured.nbytes else DENSE)
+        if set(plan.values()) != {_form_of(first)}:
+            _replace(model, dict(linears), plan, measured.algorithms)
+        precision = str(_dtype(first)).removeprefix("torch.")
+        shape = (first.out_features, first.in_features)
+        choices.append(Choice(shape, precision, first.bias is not None, pattern, len(linears), plan, measured))
     return tuple(choices)
 
 
-def _replace(model: nn.Module, linears: dict[str, nn.Linear], plan: dict[int, str]) -> None:
+def check_form(form: str) -> None:
+    """Raise :class:`InputError` unless ``form`` is ``auto`` or one of :data:`~secateur.runtime.choosing.FORMS`."""
+    if form not in ("auto", *FORMS):
+        raise InputError(f"form {form!r} is not one of auto, {', '.join(FORMS)}")
+
+
+def pattern_of(module: nn.Module) -> str | None:
+    """Whether a pruned linear is ``2:4`` or ``unstructured``; None for what is not one, or not of 16 bits."""
+    if type(module) is nn.Linear:
+        weight = module.weight
+        if weight.dtype not in (torch.bfloat16, torch.float16) or sparsity_of(weight) <= LEAST_SPARSITY:
+            return None
+    elif isinstance(module, SparseLinear):
+        weight = module.weight
+    else:
+        return None
+    return "2:4" if is_2of4(weight) else "unstructured"
+
+
+def _make(form: str, linear: nn.Linear | SparseLinear, algorithms: Mapping[int, Algorithm] | None = None) -> Form:
+    """``linear`` in another form, or itself; RuntimeError where it cannot have that form."""
+    if form == _form_of(linear):
+        return linear
+    if form == DENSE:
+        return dense_linear(linear.weight.contiguous(), linear.bias)
+    weight = linear.weight.detach()
+    if form == PACKED:
+        if weight.dtype != torch.bfloat16:
+            raise RuntimeError("packed values are of bfloat16 or int8")
+        return SparseLinear(pack(weight), linear.bias)
+    if not is_2of4(weight):
+        raise RuntimeError("the weight is not 2:4")
+    return SemiStructuredLinear(weight, linear.bias, algorithms)
+
+
+def _replace(
+    model: nn.Module,
+    linears: dict[str, nn.Linear | SparseLinear],
+    plan: dict[int, str],
+    algorithms: Mapping[int, Algorithm],
+) -> None:
     """Exchange ``linears``, by their names in ``model``, one by one, so that each frees what it no longer needs."""
     while linears:
         name, linear = linears.popitem()
         try:
-            forms = {
-                form: linear.weight.detach() if form == DENSE else compress(linear.weight, form)
-                for form in dict.fromkeys(plan.values())
-            }
+            forms = {form: _make(form, linear, algorithms) for form in dict.fromkeys(plan.values())}
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # though the first ones of its kind could be compressed
-            warnings.warn(f"{name} stays dense: {_reason(error)}", stacklevel=3)
+        except RuntimeError as error:  # though the first ones of its kind could have that form
+            warnings.warn(f"{name} stays {_form_of(linear)}: {_reason(error)}", stacklevel=3)
             continue
-        model.set_submodule(name, SemiStructuredLinear(forms, plan, linear.bias))
+        model.set_submodule(name, DispatchedLinear(forms, plan, _dtype(linear)))
 
 
-def _check(rows: Tensor, form: Tensor, linear: nn.Linear) -> None:
-    """Raise RuntimeError unless ``form`` multiplies like the weight of ``linear``."""
-    expected = linear(rows)
-    difference = (multiply(rows, form, linear.bias) - expected).abs().max()
-    if not difference <= LARGEST_DIFFERENCE * expected.abs().max():  # a NaN is no agreement
-        raise RuntimeError(f"its product for {len(rows)} tokens is not the dense one")
+def _form_of(linear: nn.Linear | SparseLinear) -> str:
+    return PACKED if isinstance(linear, SparseLinear) else DENSE
+
+
+def _dtype(linear: nn.Linear | SparseLinear) -> torch.dtype:
+    return linear.dtype if isinstance(linear, SparseLinear) else linear.weight.dtype
+
+
+def _device(linear: nn.Linear | SparseLinear) -> torch.device:
+    return linear.mask.device if isinstance(linear, SparseLinear) else linear.weight.device
 
 
 def _reason(error: RuntimeError) -> str:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.generation import BaseStreamer
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.checkpoint import Source, context_of, local_folder
 from secateur.data import check_ids
 from secateur.devices import check_dtype, choose_device
 from secateur.errors import InputError, naming
 from secateur.runtime.choosing import Choice
+from secateur.runtime.decoding import Continuation
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.loading import load
 from secateur.runtime.sparse_linear import SparseLinear
@@ -21,7 +21,7 @@ from secateur.runtime.sparse_linear import SparseLinear
 
 @dataclass(frozen=True)
 class Generation:
-    """What came of a prompt.
+    """What a model made of a prompt.
 
     Attributes:
         model: the model, as it was named.
@@ -33,7 +33,8 @@ class Generation:
         kernels: what multiplied packed weights on a CPU, or None where none are packed.
         dtype: the precision of the activations.
         device: where the model ran.
-        choices: on a GPU, how the 2:4 linears of each kind were multiplied with, and why.
+        graph: whether tokens were generated in a CUDA graph.
+        choices: on a GPU, how pruned linears were multiplied with, and why.
     """
 
     model: str
@@ -45,11 +46,18 @@ class Generation:
     kernels: str | None
     dtype: str
     device: str
+    graph: bool
     choices: tuple[Choice, ...]
 
 
 def generate(
-    model: str | Path, prompt: str, *, tokens: int = 64, dtype: str = "auto", device: str = "auto"
+    model: str | Path,
+    prompt: str,
+    *,
+    tokens: int = 64,
+    dtype: str = "auto",
+    device: str = "auto",
+    form: str = "auto",
 ) -> Generation:
     """Continue ``prompt``, taking the likeliest token each time.
 
@@ -59,9 +67,10 @@ def generate(
         tokens: generate at most so many.
         dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
+        form: on a GPU, the form of pruned linears: ``auto`` (the fastest), ``dense``, ``2:4`` or ``packed``.
 
     Raises:
-        InputError: when the model or the device cannot be used, or the prompt is empty.
+        InputError: when the model, the device or the form cannot be used, or the prompt is empty.
     """
     check_dtype(dtype)
     if tokens < 1:
@@ -71,40 +80,37 @@ def generate(
         source = Source(folder)
         tokenizer = source.tokenizer()
         words = _encode(prompt, tokenizer, source.config, tokens).to(chosen)
-        loaded = load(folder, dtype, chosen)
-        number, watch = words["input_ids"].shape[1], _Stopwatch()
+        loaded = load(folder, dtype, chosen, form)
         with torch.inference_mode(), naming(folder, "cannot continue the prompt"):
-            how = {"do_sample": False, "num_beams": 1, "streamer": watch, "logits_processor": [_check_first]}
-            ids = loaded.generate(**words, max_new_tokens=tokens, **how)
-            ids = ids[0, number:]
+            ids, prefill_seconds, rate, graph = _continue(loaded, words, tokens)
             text = tokenizer.decode(ids, skip_special_tokens=True)
-    packed = any(isinstance(module, SparseLinear) for module in loaded.modules())
     return Generation(
         model=str(model),
         text=text,
-        prompt_tokens=number,
+        prompt_tokens=words.shape[1],
         tokens=len(ids),
-        prefill_seconds=round(watch.times[1] - watch.times[0], 4),
-        tokens_per_second=watch.rate(),
-        kernels=KERNELS[0].name if packed else None,
+        prefill_seconds=round(prefill_seconds, 4),
+        tokens_per_second=None if rate is None else round(rate, 2),
+        kernels=_kernels(loaded),
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
+        graph=graph,
         choices=loaded.choices,
     )
 
 
-def _encode(prompt: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, tokens: int) -> BatchEncoding:
-    """The prompt as the model takes it; raises :class:`InputError` where that and ``tokens`` more do not fit."""
+def _encode(prompt: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, tokens: int) -> Tensor:
+    """The ids of the prompt, ``(1, S)``; raises :class:`InputError` where that and ``tokens`` more do not fit."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"the prompt is not a text: it has half a character ({error})") from None
     with naming("the model's tokenizer", "cannot encode the prompt"):
-        words = tokenizer(prompt, return_tensors="pt")
-    number = words["input_ids"].shape[1]
+        words: Tensor = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    number = words.shape[1]
     if not number:
         raise InputError("the prompt has no tokens")
-    check_ids(words["input_ids"], config.get_text_config().vocab_size, "the prompt")
+    check_ids(words, config.get_text_config().vocab_size, "the prompt")
     if (context := context_of(config)) and number + tokens > context:
         raise InputError(
             f"a prompt of {number} tokens and {tokens} more exceed the model's context of {context} (--tokens)"
@@ -112,27 +118,28 @@ def _encode(prompt: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedC
     return words
 
 
-def _check_first(ids: Tensor, logits: Tensor) -> Tensor:
-    """Logits ``(B, V)`` as they are; raises :class:`InputError` if there is no likeliest among them."""
-    if logits.isnan().any():
+def _continue(model: PreTrainedModel, words: Tensor, most: int) -> tuple[list[int], float, float | None, bool]:
+    """What follows ``words`` (1, S), up to an end token; seconds of prefill, tokens per second, whether in a graph."""
+    ends = model.generation_config.eos_token_id
+    last = set(ends if isinstance(ends, list) else [ends])
+    run = Continuation(model, words, most)
+    began = time.perf_counter()
+    run.prefill()
+    if run.logits is not None and run.logits.isnan().any():
         raise InputError("the model gives logits that are no numbers (NaN): its weights are damaged or too large")
-    return logits
+    ids = [int(run.ids)]  # which waits for a GPU
+    prefill_seconds = time.perf_counter() - began
+    if most == 1 or ids[-1] in last:
+        return ids, prefill_seconds, None, False
+    run.prepare()
+    began = time.perf_counter()
+    while len(ids) < most and ids[-1] not in last:
+        run.step()
+        ids.append(int(run.ids))
+    return ids, prefill_seconds, (len(ids) - 1) / (time.perf_counter() - began), bool(run.graph)
 
 
-class _Stopwatch(BaseStreamer):
-    """Notes when the prompt went in and when each token came out."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: Tensor) -> None:
-        """The prompt, or a token, is there."""
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """There are no more."""
-
-    def rate(self) -> float | None:
-        """Tokens per second after the first."""
-        later = len(self.times) - 2
-        return round(later / (self.times[-1] - self.times[1]), 2) if later > 0 else None
+def _kernels(model: PreTrainedModel) -> str | None:
+    """What multiplies with packed weights on a CPU, or None."""
+    packed = any(isinstance(module, SparseLinear) and not module.mask.is_cuda for module in model.modules())
+    return KERNELS[0].name if packed and KERNELS else None

@@ -13,13 +13,15 @@ from secateur.checkpoint.sparse import stack_rows
 from secateur.devices import choose_device
 from secateur.errors import naming
 from secateur.models.gather import ORDER, attach_orders
-from secateur.runtime.acceleration import accelerate
+from secateur.runtime.acceleration import accelerate, check_form
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.sparse_experts import put_experts
 from secateur.runtime.sparse_linear import SparseLinear
 
 
-def load(folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu") -> PreTrainedModel:
+def load(
+    folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu", form: str = "auto"
+) -> PreTrainedModel:
     """A transformers model, in eval mode.
 
     A plain folder loads as ``AutoModelForCausalLM.from_pretrained`` loads it; one that was written with
@@ -29,18 +31,19 @@ def load(folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.de
     :class:`~secateur.runtime.sparse_linear.SparseLinear`, where there are kernels for them: for bfloat16 and
     int8 values, experts included. Others are expanded, and take the memory and the time of a dense model.
 
-    On a CUDA device packed weights are expanded, and then those linears that are 2:4 as stored, whether they came
-    packed or not, take the form that is measured to be fastest, as :mod:`secateur.runtime.acceleration` has it.
-    ``choices`` of the model says what was chosen, and why. Not yet measured on a GPU.
+    On a CUDA device pruned linears, whether they came packed or not, take the forms that are measured to be fastest, as
+    :mod:`secateur.runtime.acceleration` has it. ``choices`` of the model says what was chosen, and why.
 
     Args:
         folder: a local model folder.
         dtype: ``auto`` for the precision in which it is stored.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
+        form: on a CUDA device, the form of pruned linears: ``auto`` (the fastest), ``dense``, ``2:4`` or ``packed``.
 
     Raises:
-        InputError: when there is no such device, or the folder cannot be read.
+        InputError: when there is no such device or form, or the folder cannot be read.
     """
+    check_form(form)
     chosen = choose_device(str(device))
     source = Source(Path(folder))
     check(source)  # what goes by older names is left to transformers, which says as well what is missing
@@ -51,7 +54,7 @@ def load(folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.de
     orders = source.read([name for name in source.names() if name.endswith(ORDER)])
     attach_orders(model, orders)
     model.to(chosen).eval()
-    model.choices = accelerate(model) if chosen.type == "cuda" else ()
+    model.choices = accelerate(model, form) if chosen.type == "cuda" else ()
     return model
 
 

@@ -1,4 +1,4 @@
-"""The kinds of linears that tables of times and sizes have rows for: those of the RIA paper's Table 5."""
+"""The roles of linears in their blocks, the rows of tables of times and sizes: those of the RIA paper's Table 5."""
 
 from secateur.models.spaces import Linear
 
@@ -6,19 +6,19 @@ ATTENTION, WIDENING, NARROWING = "Q/K/V/Out", "Up/Gate", "Down"
 _ATTENTION_SPACES = {"query", "key", "value"}
 
 
-def kind_of(linear: Linear) -> str:
+def role_of(linear: Linear) -> str:
     """What ``linear`` is to its block, by its channel spaces; where these are unknown, the last part of its name."""
     reads = _space(linear.reads)
     writes = {_space(space) for space in linear.parts}
     if reads == "mlp":
-        kind = NARROWING
+        role = NARROWING
     elif "mlp" in writes:
-        kind = WIDENING
+        role = WIDENING
     elif _ATTENTION_SPACES & {reads, *writes}:
-        kind = ATTENTION
+        role = ATTENTION
     else:
-        kind = linear.name.rpartition(".")[2]
-    return f"{kind} of experts" if linear.stack else kind
+        role = linear.name.rpartition(".")[2]
+    return f"{role} of experts" if linear.stack else role
 
 
 def _space(name: str | None) -> str:

@@ -1,7 +1,7 @@
-"""The pruned linears of a loaded model, each dense and sparse, to be put in its place in turn.
+"""The pruned linears of a loaded model, each dense and sparse, to be installed in its place in turn.
 
-What sparse means depends on the device, and is decided here alone: packed on a CPU; on a GPU, for linears that are
-2:4, what :func:`secateur.load` runs.
+What sparse means depends on the device, and is decided here alone: packed on a CPU; on a GPU, what
+:func:`secateur.load` runs.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from secateur.benchmark.kinds import kind_of
+from secateur.benchmark.roles import role_of
 from secateur.errors import InputError
 from secateur.masks import sparsity_of
 from secateur.models.blocks import Block
 from secateur.packing import pack_if_smaller
+from secateur.runtime.acceleration import LEAST_SPARSITY, pattern_of
 from secateur.runtime.choosing import Choice
+from secateur.runtime.dispatch import DispatchedLinear, dense_linear, form_bytes
 from secateur.runtime.kernels import KERNELS
-from secateur.runtime.semi_structured import SemiStructuredLinear, form_bytes, is_2of4
 from secateur.runtime.sparse_experts import put_experts
 from secateur.runtime.sparse_linear import SparseLinear
 
-Side = Literal["dense", "sparse"]
-SIDES: tuple[Side, ...] = ("dense", "sparse")
+Variant = Literal["dense", "sparse"]
+VARIANTS: tuple[Variant, ...] = ("dense", "sparse")
 # What :func:`secateur.load` runs: packed, in several forms, or dense where on a GPU no other form is faster.
-Runnable = SparseLinear | SemiStructuredLinear | nn.Linear
-# Below it packing saves nothing: a mask takes one bit of each weight's 16.
-_LEAST_SPARSITY = 1 / 16
+Runnable = SparseLinear | DispatchedLinear | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -37,28 +36,26 @@ class Pair:
 
     Attributes:
         name: where it is in the model.
-        kind: what it is to its block.
+        role: what it is to its block.
         dense: with its weight in bfloat16, as torch runs it.
         sparse: with the same weight, as Secateur runs it.
     """
 
     name: str
-    kind: str
+    role: str
     dense: nn.Linear
     sparse: Runnable
 
     @property
     def values(self) -> str:
-        """The type of the values that the sparse side keeps: ``bfloat16`` or ``int8``."""
-        return "int8" if isinstance(self.sparse, SparseLinear) and self.sparse.group else "bfloat16"
+        """The type of the values that the sparse variant keeps: ``bfloat16`` or ``int8``."""
+        forms = self.sparse.forms.values() if isinstance(self.sparse, DispatchedLinear) else [self.sparse]
+        return "int8" if any(isinstance(form, SparseLinear) and form.group for form in forms) else "bfloat16"
 
     @property
     def sparse_bytes(self) -> int:
-        """What the weight takes in memory on the sparse side, in all forms that are kept there."""
-        if isinstance(self.sparse, SparseLinear):
-            return self.sparse.packed().nbytes
-        forms = self.sparse.forms.values() if isinstance(self.sparse, SemiStructuredLinear) else [self.sparse.weight]
-        return sum(map(form_bytes, forms))
+        """What the weight takes in memory in the sparse variant, in all forms that are kept there."""
+        return self.sparse.nbytes if isinstance(self.sparse, DispatchedLinear) else form_bytes(self.sparse)
 
 
 def pairs_of(
@@ -67,14 +64,14 @@ def pairs_of(
     """Every pruned linear of ``model`` that runs sparse, in the order in which they are listed in its blocks.
 
     Args:
-        model: as :func:`secateur.load` gives it on ``device`` in bfloat16. It is left with its sparse sides in place.
+        model: as :func:`secateur.load` gives it on ``device`` in bfloat16. It is left with its sparse linears in place.
         blocks: those of the model's skeleton, which say what its linears are.
-        device: where the model is: on a CPU every pruned linear is packed, on a GPU those that are 2:4 count.
-        int8: on a CPU, round the kept values to int8, on both sides.
+        device: where the model is: on a CPU every pruned linear is packed, on a GPU those count that are modules.
+        int8: on a CPU, round the kept values to int8, in both variants.
 
     Returns:
         The pairs, and the number of other linears that are pruned. On a CPU those are transposed weights, and experts
-        some of whose fellows are not sparse; on a GPU these, all other experts, and what is not 2:4.
+        some of whose fellows are not sparse; on a GPU these and all other experts.
 
     Raises:
         InputError: when a weight that is not finite is to be rounded to int8.
@@ -88,19 +85,21 @@ def pairs_of(
         for linear in block.linears:
             place = f"{linear.stack}.linears.{linear.expert}" if linear.stack else linear.name
             module, name = modules.get(place), block.prefix + place
-            if (sparse := _fast_on_gpu(module) if on_gpu else _packed(module, int8, name)) is not None:
-                pairs.append(Pair(name, kind_of(linear), _dense(sparse), sparse))
+            if (sparse := _as_loaded(module) if on_gpu else _packed(module, int8, name)) is not None:
+                # Forms may give the transpose of what lies in memory, which torch would multiply by another kernel.
+                dense = dense_linear(sparse.weight.detach().contiguous(), sparse.bias)
+                pairs.append(Pair(name, role_of(linear), dense, sparse))
                 model.set_submodule(name, sparse)
             elif not isinstance(module, SparseLinear):  # of which int8 would make no smaller one
                 weight = linear.view(model.get_parameter(block.prefix + linear.tensor))
-                left += sparsity_of(weight) > _LEAST_SPARSITY
+                left += sparsity_of(weight) > LEAST_SPARSITY
     return pairs, left
 
 
-def put(model: PreTrainedModel, pairs: Sequence[Pair], side: Side) -> None:
-    """Let ``model`` run with one side of all pairs."""
+def install(model: PreTrainedModel, pairs: Sequence[Pair], variant: str) -> None:
+    """Let ``model`` run with one variant of all pairs."""
     for pair in pairs:
-        model.set_submodule(pair.name, pair.dense if side == "dense" else pair.sparse)
+        model.set_submodule(pair.name, pair.dense if variant == "dense" else pair.sparse)
 
 
 def _pack_experts(model: PreTrainedModel, name: str, int8: bool) -> None:
@@ -125,20 +124,11 @@ def _packed(module: nn.Module | None, int8: bool, name: str) -> SparseLinear | N
     return None if weight is None else SparseLinear(weight, module.bias)
 
 
-def _fast_on_gpu(module: nn.Module | None) -> SemiStructuredLinear | nn.Linear | None:
-    """``module`` as it was loaded, if it is a linear whose weight is 2:4; it may be dense because that is faster."""
-    if isinstance(module, SemiStructuredLinear):
+def _as_loaded(module: nn.Module | None) -> Runnable | None:
+    """``module`` as it was loaded on a GPU, if it is a pruned linear; it may be dense because that is faster."""
+    if isinstance(module, DispatchedLinear | SparseLinear):
         return module
-    return module if type(module) is nn.Linear and is_2of4(module.weight) else None
-
-
-def _dense(sparse: Runnable) -> nn.Linear:
-    dense = nn.Linear(sparse.in_features, sparse.out_features, bias=False, device="meta")
-    # Sparse forms may give the transpose of what lies in memory, which torch would multiply by another kernel.
-    dense.weight = nn.Parameter(sparse.weight.contiguous(), requires_grad=False)
-    if sparse.bias is not None:
-        dense.bias = sparse.bias
-    return dense
+    return module if type(module) is nn.Linear and pattern_of(module) else None
 
 
 def check_device(device: torch.device, int8: bool) -> None:
@@ -146,22 +136,20 @@ def check_device(device: torch.device, int8: bool) -> None:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"nothing runs sparse on {device}: give --device cpu or cuda")
     if device.type == "cuda" and int8:
-        raise InputError("--int8 is for CPUs, a GPU runs int8 values as bfloat16: leave it out, or give --device cpu")
+        raise InputError("--int8 is for CPUs: on a GPU measure a model that was packed with --int8")
     if device.type == "cpu" and not KERNELS:
         raise InputError("Secateur was installed without a C++ compiler: it has no kernels to measure")
 
 
 def check_sparse(pairs: Sequence[Pair], left: int, choices: Sequence[Choice], device: torch.device, model: str) -> None:
-    """Raise :class:`InputError` when there is nothing to compare: no pairs, or on both sides the same."""
+    """Raise :class:`InputError` when there is nothing to compare: no pairs, or the same form in both variants."""
     on_gpu = device.type == "cuda"
-    if not pairs and on_gpu:
-        none = f"its {left} pruned linears are not, or are experts or transposed" if left else "it has no such linear"
-        why = f"on a GPU only 2:4 runs sparse, and {none}; prune it with --pattern 2:4, or give --device cpu"
-    elif not pairs:
-        why = f"its {left} pruned linears run dense, as transposed weights do" if left else "prune it first"
+    if not pairs:
+        kept = "experts and transposed weights do on a GPU" if on_gpu else "transposed weights do"
+        why = f"its {left} pruned linears run dense, as {kept}" if left else "prune it first"
     elif on_gpu and all(type(pair.sparse) is nn.Linear for pair in pairs):
         refused = {f"{name}: {reason}" for choice in choices for name, reason in choice.measured.refused.items()}
-        why = "; ".join([f"dense was chosen here for all of its {len(pairs)} 2:4 linears", *sorted(refused)])
+        why = "; ".join([f"dense was chosen here for all of its {len(pairs)} pruned linears", *sorted(refused)])
     else:
         return
     raise InputError(f"{model} has nothing sparse to measure: {why}")
