@@ -167,6 +167,8 @@ std::vector<const Kernels*> available() {
 }  // namespace secateur
 
 NB_MODULE(_native, module) {
+    // The kernels live as long as the process: what an interpreter has not let go of when it ends is no leak.
+    nb::set_leak_warnings(false);
     using namespace secateur;
     nb::class_<Kernels>(module, "Kernels")
         .def_ro("name", &Kernels::name)
