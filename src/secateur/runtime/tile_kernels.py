@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from secateur.runtime.tiles import ROWS, Tiles
+from secateur.runtime.tiles import Tiles
 
 # Tokens of one program. More are taken by further programs, which read the weight again.
 _MOST_TOKENS = 8
@@ -75,7 +75,7 @@ def multiply(tiles: Tiles, inputs: Tensor, bias: Tensor | None) -> Tensor:
             columns,
             words,
             tokens,
-            max(1, tiles.group // 32),
+            SCALE_WORDS=_scale_words(tiles),
             EACH=each,
             TOKENS=together,
             WARPS=warps,
@@ -96,7 +96,6 @@ def expand(tiles: Tiles, dtype: torch.dtype) -> Tensor:
         return out
     tile_count, words, each, _ = tiles.values.shape
     stored, scales = torch.uint8 if tiles.group else torch.bfloat16, tiles.scales.view(torch.bfloat16)
-    scale_words = max(1, tiles.group // 32)
     with torch.cuda.device_of(out):
         _expand[(tile_count, triton.cdiv(words, _EXPANDED_WORDS))](
             tiles.mask,
@@ -106,7 +105,7 @@ def expand(tiles: Tiles, dtype: torch.dtype) -> Tensor:
             rows,
             columns,
             words,
-            scale_words,
+            SCALE_WORDS=_scale_words(tiles),
             EACH=each,
             WORDS=_EXPANDED_WORDS,
             INT8=tiles.group > 0,
@@ -115,9 +114,15 @@ def expand(tiles: Tiles, dtype: torch.dtype) -> Tensor:
         )
         if tiles.rest.numel():
             _expand_rest[(tile_count,)](
-                tiles.rest, tiles.rest_lengths, tiles.rest_starts, scales, out, columns, words, scale_words, INT8=tiles.group > 0
-            )
+                tiles.rest, tiles.rest_lengths, tiles.rest_starts, scales, out, columns, words,
+                SCALE_WORDS=_scale_words(tiles), INT8=tiles.group > 0,
+            )  # fmt: skip
     return out
+
+
+def _scale_words(tiles: Tiles) -> int:
+    """Words that share a scale."""
+    return max(1, tiles.group // 32)
 
 
 def _speaks_ptx(tensor: Tensor) -> bool:
@@ -125,7 +130,7 @@ def _speaks_ptx(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.version.hip is None
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["words", "tokens"])  # type: ignore[untyped-decorator]
 def _multiply(  # type: ignore[no-untyped-def]
     x_ptr,
     mask_ptr,
@@ -140,7 +145,7 @@ def _multiply(  # type: ignore[no-untyped-def]
     columns,
     words,
     tokens,
-    scale_words,
+    SCALE_WORDS: tl.constexpr,
     EACH: tl.constexpr,
     TOKENS: tl.constexpr,
     WARPS: tl.constexpr,
@@ -155,24 +160,24 @@ def _multiply(  # type: ignore[no-untyped-def]
     lane = tl.arange(0, 32)[None, :]
     mask_at = mask_ptr + tile.to(tl.int64) * words * 32 + lane
     values_at = values_ptr + tile.to(tl.int64) * words * (EACH * 32) + lane
-    scales_at = scales_ptr + tile * tl.cdiv(words, scale_words) * 32 + lane
+    scales_at = scales_ptr + tile * tl.cdiv(words, SCALE_WORDS) * 32 + lane
     x_at = x_ptr + first_token * columns
     tokens -= first_token
     sums = ()
     for _ in tl.static_range(TOKENS):
         sums = sums + (tl.zeros([WARPS, 32], tl.float32),)  # noqa: RUF005 (Triton knows no starred tuples)
     mask, values, inputs, scale = _load_word(
-        mask_at, values_at, scales_at, x_at, warp, lane, columns, words, tokens, scale_words, EACH, TOKENS, INT8
+        mask_at, values_at, scales_at, x_at, warp, lane, columns, words, tokens, SCALE_WORDS, EACH, TOKENS, INT8
     )
     if REST:
         sums = _multiply_rest(
             rest_ptr, rest_lengths_ptr, rest_starts_ptr, scales_at, x_at, sums, tile, warp, lane, columns, tokens,
-            scale_words, TOKENS, WARPS, INT8,
+            SCALE_WORDS, TOKENS, WARPS, INT8,
         )  # fmt: skip
     for word in range(0, words, WARPS):
         # While this word is at work, the next one is on its way.
         mask2, values2, inputs2, scale2 = _load_word(
-            mask_at, values_at, scales_at, x_at, word + WARPS + warp, lane, columns, words, tokens, scale_words,
+            mask_at, values_at, scales_at, x_at, word + WARPS + warp, lane, columns, words, tokens, SCALE_WORDS,
             EACH, TOKENS, INT8,
         )  # fmt: skip
         for i in tl.static_range(EACH):
@@ -201,7 +206,7 @@ def _load_word(  # type: ignore[no-untyped-def]
     columns,
     words,
     tokens,
-    scale_words,
+    SCALE_WORDS: tl.constexpr,
     EACH: tl.constexpr,
     TOKENS: tl.constexpr,
     INT8: tl.constexpr,
@@ -228,7 +233,7 @@ def _load_word(  # type: ignore[no-untyped-def]
             inputs = inputs + (low | high << 16,)  # noqa: RUF005
     scale = 1.0
     if INT8:
-        scale = tl.load(scales_at + word // scale_words * 32, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.load(scales_at + word // SCALE_WORDS * 32, mask=inside, other=0.0).to(tl.float32)
     return mask, values, inputs, scale
 
 
@@ -263,7 +268,7 @@ def _multiply_rest(  # type: ignore[no-untyped-def]
     lane,
     columns,
     tokens,
-    scale_words,
+    SCALE_WORDS: tl.constexpr,
     TOKENS: tl.constexpr,
     WARPS: tl.constexpr,
     INT8: tl.constexpr,
@@ -279,7 +284,7 @@ def _multiply_rest(  # type: ignore[no-untyped-def]
             entries = entries + (entry.to(tl.uint32, bitcast=True),)  # noqa: RUF005
         tl.debug_barrier()  # or the compiler would wait for each load before it starts the next
         for u in tl.static_range(4):
-            column, value = _rest_values(entries[u], scales_at, scale_words, INT8)
+            column, value = _rest_values(entries[u], scales_at, SCALE_WORDS, INT8)
             out = ()
             for t in tl.static_range(TOKENS):
                 x = tl.load(x_at + t * columns + column, mask=column < tl.where(tokens > t, columns, 0), other=0.0).to(tl.float32)
@@ -330,11 +335,11 @@ def _bits_set(mask, PTX: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rest_values(entries, scales_at, scale_words, INT8: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rest_values(entries, scales_at, SCALE_WORDS: tl.constexpr, INT8: tl.constexpr):  # type: ignore[no-untyped-def]
     """Columns of entries of the rest, and their values in float32."""
     column = (entries >> 16).to(tl.int32)
     if INT8:
-        scale = tl.load(scales_at + column // (32 * scale_words) * 32).to(tl.float32)
+        scale = tl.load(scales_at + column // (32 * SCALE_WORDS) * 32).to(tl.float32)
         value = ((entries << 24).to(tl.int32, bitcast=True) >> 24).to(tl.float32) * scale
     else:
         value = (entries << 16).to(tl.float32, bitcast=True)
@@ -350,7 +355,7 @@ def _expand(  # type: ignore[no-untyped-def]
     rows,
     columns,
     words,
-    scale_words,
+    SCALE_WORDS: tl.constexpr,
     EACH: tl.constexpr,
     WORDS: tl.constexpr,
     INT8: tl.constexpr,
@@ -364,7 +369,7 @@ def _expand(  # type: ignore[no-untyped-def]
     above = (tl.full([1, 32], 0xFFFFFFFE, tl.uint32) << place.to(tl.uint32))
     mask_at = mask_ptr + tile.to(tl.int64) * words * 32 + row
     values_at = values_ptr + tile.to(tl.int64) * words * (EACH * each * 32) + row * each
-    scales_at = scales_ptr + tile * tl.cdiv(words, scale_words) * 32 + row
+    scales_at = scales_ptr + tile * tl.cdiv(words, SCALE_WORDS) * 32 + row
     row += tile * 32
     out_at = out_ptr + row.to(tl.int64) * columns + place
     first = tl.program_id(1) * WORDS
@@ -374,7 +379,7 @@ def _expand(  # type: ignore[no-untyped-def]
         kept = ((mask >> place.to(tl.uint32)) & 1) != 0
         at = values_at + word * (EACH * each * 32) + number // each * (each * 32) + number % each
         if INT8:
-            scale = tl.load(scales_at + word // scale_words * 32).to(tl.float32)
+            scale = tl.load(scales_at + word // SCALE_WORDS * 32).to(tl.float32)
             value = (tl.load(at, mask=kept, other=128).to(tl.int32) - 128).to(tl.float32) * scale
         else:
             value = tl.load(at, mask=kept, other=0.0)
@@ -385,7 +390,7 @@ def _expand(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _expand_rest(  # type: ignore[no-untyped-def]
-    rest_ptr, lengths_ptr, starts_ptr, scales_ptr, out_ptr, columns, words, scale_words, INT8: tl.constexpr
+    rest_ptr, lengths_ptr, starts_ptr, scales_ptr, out_ptr, columns, words, SCALE_WORDS: tl.constexpr, INT8: tl.constexpr
 ):
     """Put the rest of a tile into the weight that :func:`_expand` has made."""
     tile = tl.program_id(0)
@@ -393,10 +398,10 @@ def _expand_rest(  # type: ignore[no-untyped-def]
     number = tl.arange(0, 32)[:, None]
     row = tl.arange(0, 32)[None, :]
     at = rest_ptr + tl.load(starts_ptr + tile) + row
-    scales_at = scales_ptr + tile * tl.cdiv(words, scale_words) * 32 + row
+    scales_at = scales_ptr + tile * tl.cdiv(words, SCALE_WORDS) * 32 + row
     out_at = out_ptr + (tile.to(tl.int64) * 32 + row) * columns
     for first in range(0, length, 32):
         there = first + number < length
         entries = tl.load(at + (first + number) * 32, mask=there, other=0).to(tl.uint32, bitcast=True)
-        column, value = _rest_values(entries, scales_at, scale_words, INT8)
+        column, value = _rest_values(entries, scales_at, SCALE_WORDS, INT8)
         tl.store(out_at + column, value, mask=(entries & 0xFFFF) != 0)
