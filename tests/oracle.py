@@ -50,3 +50,38 @@ def nm_mask(score: Array, kept: int, group: int) -> NDArray[np.bool_]:
         for start in range(0, score.shape[1], group):
             mask[i, start : start + group] = best_mask(score[i, start : start + group], kept)
     return mask
+
+
+def sparsegpt(
+    weight: Array, sequences: list[Array], choose: tuple[int, int] | NDArray[np.bool_], damping: float = 0.01
+) -> Array:
+    """SparseGPT as its authors' code has it, over ``sequences`` (T, I) that come one after the other.
+
+    ``choose`` is N:M, for masks chosen on the way, or the given mask.
+    """
+    weight, width, block = weight.copy(), weight.shape[1], 128
+    hessian = np.zeros((width, width))
+    for seen, inputs in enumerate(sequences, 1):  # H = 2/n Σ x xᵀ, kept up to date
+        hessian *= (seen - 1) / seen
+        scaled = np.sqrt(2 / seen) * inputs
+        hessian += scaled.T @ scaled
+    dead = np.diag(hessian) == 0
+    hessian[dead, dead] = 1
+    weight[:, dead] = 0
+    hessian[np.arange(width), np.arange(width)] += damping * np.diag(hessian).mean()
+    factor = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    for start in range(0, width, block):
+        stop = min(start + block, width)
+        errors = np.zeros((len(weight), stop - start))
+        mask = np.zeros_like(errors, dtype=bool) if isinstance(choose, tuple) else choose[:, start:stop].copy()
+        for i in range(start, stop):
+            if isinstance(choose, tuple) and (i - start) % choose[1] == 0:
+                rise = weight[:, i : i + choose[1]] ** 2 / np.diag(factor)[i : i + choose[1]] ** 2
+                best = np.argsort(-rise, axis=1, kind="stable")[:, : choose[0]]
+                np.put_along_axis(mask[:, i - start : i - start + choose[1]], best, True, axis=1)
+            kept = np.where(mask[:, i - start], weight[:, i], 0)
+            error = (weight[:, i] - kept) / factor[i, i]
+            weight[:, i:stop] -= np.outer(error, factor[i, i:stop])
+            weight[:, i], errors[:, i - start] = kept, error
+        weight[:, stop:] -= errors @ factor[start:stop, stop:]
+    return weight

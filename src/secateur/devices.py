@@ -2,6 +2,8 @@
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -32,6 +34,30 @@ def choose_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.
     if name != "auto":
         return DTYPES[name]
     return torch.float32 if device.type == "cpu" else stored
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply float32 matrices in float32 for a while, whatever the process allows: TF32, bfloat16, autocast.
+
+    Those are settings for training; statistics and least squares would lose most of their digits to them, and nothing
+    would say so.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    allowed = [backend.fp32_precision for backend in backends]
+    try:
+        name = torch.get_float32_matmul_precision()
+    except RuntimeError:  # there is none for both when they were set apart
+        name = None
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        if name is not None:
+            torch.set_float32_matmul_precision(name)
+        for backend, precision in zip(backends, allowed, strict=True):
+            backend.fp32_precision = precision
 
 
 def free_memory(device: torch.device) -> int:

@@ -20,7 +20,7 @@ def select(score: Tensor, pattern: Pattern) -> Tensor:
     """The mask of largest total score under ``pattern``.
 
     Exactly the asked number of weights is kept, rounded to the nearest integer for a share; among
-    equal scores the one with the lower column, then the lower row, is kept.
+    equal scores that compete the first is kept, row by row.
 
     Args:
         score: ``(O, I)``, floating point, finite.

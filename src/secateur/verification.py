@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.checkpoint import MANIFEST, ORDERS, Source, local_folder
+from secateur.devices import full_precision
 from secateur.digests import bytes_digest, nonzeros_digest
 from secateur.errors import InputError
 from secateur.masks import obeys
@@ -181,6 +182,7 @@ def _compare(
 
 
 @torch.no_grad()
+@full_precision()
 def _logit_difference(folder: Path, dense: Source, unfolded: dict[str, Tensor]) -> float:
     """The largest difference of a logit on some tokens, computed in float32, as a share of the largest logit."""
     folded = load(folder, torch.float32)

@@ -52,18 +52,18 @@ def pairs(folder, int8=False):
 
 @pytest.mark.parametrize("name", pico.KNOWN)
 def test_a_known_family_has_the_roles_of_the_paper(name):
-    kinds = {role_of(linear).removesuffix(" of experts") for linear in family_of(pico.build(name)).linears}
-    assert kinds == {"Q/K/V/Out", "Up/Gate", "Down"}
+    roles = {role_of(linear).removesuffix(" of experts") for linear in family_of(pico.build(name)).linears}
+    assert roles == {"Q/K/V/Out", "Up/Gate", "Down"}
 
 
 def test_roles_follow_from_spaces_not_from_names():
-    kinds = {linear.name: role_of(linear) for linear in family_of(pico.build("opt")).linears}
-    assert (kinds["self_attn.out_proj"], kinds["fc1"], kinds["fc2"]) == ("Q/K/V/Out", "Up/Gate", "Down")
-    kinds = {linear.name: role_of(linear) for linear in family_of(pico.build("mixtral")).linears}
-    assert kinds["mlp.experts.3.gate_up_proj"] == "Up/Gate of experts"
-    assert kinds["mlp.experts.3.down_proj"] == "Down of experts"
-    kinds = {linear.name: role_of(linear) for linear in family_of(pico.build("gpt-j")).linears}
-    assert kinds["attn.q_proj"] == "q_proj"  # nothing is known of a family that was walked
+    roles = {linear.name: role_of(linear) for linear in family_of(pico.build("opt")).linears}
+    assert (roles["self_attn.out_proj"], roles["fc1"], roles["fc2"]) == ("Q/K/V/Out", "Up/Gate", "Down")
+    roles = {linear.name: role_of(linear) for linear in family_of(pico.build("mixtral")).linears}
+    assert roles["mlp.experts.3.gate_up_proj"] == "Up/Gate of experts"
+    assert roles["mlp.experts.3.down_proj"] == "Down of experts"
+    roles = {linear.name: role_of(linear) for linear in family_of(pico.build("gpt-j")).linears}
+    assert roles["attn.q_proj"] == "q_proj"  # nothing is known of a family that was walked
 
 
 # ---------------------------------------------------------------- what is compared
@@ -103,8 +103,8 @@ def test_both_variants_compute_the_same(name, int8, tmp_path):
                 torch.testing.assert_close(pair.dense(inputs), pair.sparse(inputs), rtol=0.02, atol=0.05)
         for variant in VARIANTS:
             install(model, found, variant)
-            kinds = [type(model.get_submodule(pair.name)) for pair in found]
-            assert set(kinds) == {torch.nn.Linear if variant == "dense" else SparseLinear}
+            types = [type(model.get_submodule(pair.name)) for pair in found]
+            assert set(types) == {torch.nn.Linear if variant == "dense" else SparseLinear}
             logits[variant] = model(pico.tokens()).logits.float()
     difference = (logits["dense"] - logits["sparse"]).abs().max()
     assert difference < 0.05 * logits["dense"].abs().max()
@@ -136,8 +136,8 @@ def test_int8_rounds_what_was_packed_in_bfloat16(tmp_path):
 
 
 def test_overall_is_the_sum_round_by_round():
-    kinds = {"a": [(4.0, 1.0), (2.0, 1.0), (9.0, 3.0)], "b": [(1.0, 1.0), (2.0, 3.0), (1.0, 2.0)]}
-    *parts, total = with_overall(Workload("decode", 1), kinds)
+    roles = {"a": [(4.0, 1.0), (2.0, 1.0), (9.0, 3.0)], "b": [(1.0, 1.0), (2.0, 3.0), (1.0, 2.0)]}
+    *parts, total = with_overall(Workload("decode", 1), roles)
     assert [row.part for row in parts] == ["a", "b"] and total.part == OVERALL
     sums = [(5.0, 2.0), (4.0, 4.0), (10.0, 5.0)]
     assert total == measurement(OVERALL, Workload("decode", 1), sums)
@@ -151,7 +151,7 @@ def test_a_speedup_is_taken_within_rounds():
 
 
 def made_up(*slower: str) -> Benchmark:
-    """A benchmark in which only those kinds are slower."""
+    """A benchmark in which only those roles are slower."""
 
     def row(kind: str, workload: Workload) -> Measurement:
         sparse = 2.0 if kind in slower else 0.5
@@ -168,6 +168,7 @@ def made_up(*slower: str) -> Benchmark:
         kernels="AVX2",
         choices=[],
         graph=False,
+        prefill_graph=False,
         machine=this_machine(),
         rounds=3,
         tokens=2,

@@ -215,5 +215,5 @@ def test_on_a_gpu_a_folder_is_measured(name, folders, tmp_path, monkeypatch):
     monkeypatch.setattr("secateur.runtime.loading.accelerate", partial(accelerate, milliseconds=clock))
     result = secateur.bench(folders / name, **SMALL, device="cuda")
     assert result.machine.gpu == torch.cuda.get_device_name()
-    assert (result.linears, result.left_dense, result.graph) == (20, 0, True)
+    assert (result.linears, result.left_dense, result.graph) == (20, 0, True) and result.prefill_graph
     assert all(row.dense.low > 0 and row.sparse.low > 0 for row in (*result.modules, *result.end_to_end))

@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
+from secateur.calibrate.guard import Guard
 from secateur.calibrate.stream import Stream
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
@@ -142,3 +144,160 @@ def test_each_expert_sees_the_tokens_that_are_routed_to_it(name):
     for key, inputs in seen.items():
         assert stats[key].tokens == len(inputs)
         torch.testing.assert_close(stats[key].square_sum.float(), inputs.square().sum(0))
+
+
+class Blocks(nn.Module):
+    """No model of any library: blocks of some kind, one after the other."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(kind() for _ in range(2))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Residual(nn.Module):
+    """Adds to its input: a copy, or in place."""
+
+    def __init__(self, in_place=False):
+        super().__init__()
+        self.linear, self.in_place = nn.Linear(8, 8), in_place
+
+    def forward(self, x):
+        return x.add_(self.linear(x)) if self.in_place else x + self.linear(x)
+
+
+class Looped(nn.Module):
+    """Runs its two linears twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        for _ in range(2):
+            x = torch.tanh(self.second(torch.tanh(self.first(x))))
+        return x
+
+
+def stream_through(kind, batches):
+    model = Blocks(kind)
+    return model, Stream(model, blocks_of(model, family_of(model)), batches)
+
+
+@pytest.mark.parametrize("keep_output", [True, False])
+def test_a_block_that_works_in_place_changes_nothing_that_is_kept(keep_output):
+    batches = [{"x": torch.randn(2, 5, 8)} for _ in range(3)]
+    given = [batch["x"].clone() for batch in batches]
+    streams = [stream_through(lambda: Residual(in_place), batches)[1] for in_place in (True, False)]  # noqa: B023
+    for index in range(2):
+        in_place, plain = (stream.observe(index, gram=True, keep_output=keep_output) for stream in streams)
+        assert torch.equal(in_place["linear"].gram, plain["linear"].gram)
+        if not keep_output:
+            for stream in streams:
+                assert torch.equal(stream.run(index, 0), stream.run(index, 0))
+                stream.advance(index)
+        for ours, expected in zip(streams[0].hidden, streams[1].hidden, strict=True):
+            assert torch.equal(ours, expected)
+    assert all(torch.equal(batch["x"], before) for batch, before in zip(batches, given, strict=True))
+
+
+@pytest.mark.parametrize("keep_output", [True, False])
+def test_a_linear_that_is_used_twice_counts_twice(keep_output):
+    batches = [{"x": torch.randn(2, 5, 8)} for _ in range(3)]
+    model, stream = stream_through(Looped, batches)
+    seen: dict[str, list[torch.Tensor]] = {"first": [], "second": []}
+    hooks = [
+        model.blocks[0].get_submodule(name).register_forward_pre_hook(lambda _, args, to=inputs: to.append(args[0]))
+        for name, inputs in seen.items()
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    for hook in hooks:
+        hook.remove()
+    stats = stream.observe(0, keep_output=keep_output)
+    for name, inputs in seen.items():
+        expected = torch.cat(inputs).flatten(0, 1)
+        assert stats[name].tokens == len(expected) == 2 * 30
+        torch.testing.assert_close(stats[name].square_sum.float(), expected.square().sum(0))
+
+
+def padded(samples, side):
+    """Token ids of several lengths as one batch, and its attention mask."""
+    longest = max(map(len, samples))
+    ids, mask = torch.zeros(2, len(samples), longest, dtype=torch.int64)
+    for row, sample in enumerate(samples):
+        place = slice(longest - len(sample), None) if side == "left" else slice(len(sample))
+        ids[row, place], mask[row, place] = sample, 1
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "gpt2", "opt"])
+def test_padding_counts_in_no_statistic(name, side):
+    samples = [pico.tokens(1, length, seed=length)[0] for length in (24, 17, 9, 20)]
+    _, _, together = stream_of(name, [padded(samples[:2], side), padded(samples[2:], side)])
+    _, _, apart = stream_of(name, [sample[None] for sample in samples])
+    assert together.tokens == apart.tokens == 70
+    for index in range(2):
+        ours, expected = (stream.observe(index, stride=7, gram=True) for stream in (together, apart))
+        for key, stats in ours.items():
+            assert (stats.tokens, stats.sequences) == (70, 4)
+            torch.testing.assert_close(stats.gram, expected[key].gram, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(stats.sample, expected[key].sample, atol=1e-4, rtol=1e-4)
+        for stream in (together, apart):
+            stream.advance(index)
+
+
+def test_the_guard_does_not_judge_by_padding():
+    samples = [pico.tokens(1, length, seed=length)[0] for length in (24, 9)]
+    errors = []
+    for batches, held_out in (([padded(samples, "right")] * 2, 1), ([sample[None] for sample in samples] * 2, 2)):
+        _, blocks, stream = stream_of("llama-mha", batches, held_out)
+        guard = Guard(stream, 0)
+        blocks[0].weight(blocks[0].linears[-1]).mul_(0.5)
+        errors.append(guard.error())
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4) != 0
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_padding_that_cannot_be_told_is_refused(name):
+    batch = padded([pico.tokens(1, length, seed=length)[0] for length in (24, 9)], "right")
+    _, _, stream = stream_of(name, [batch])
+    stream.blocks[0].module.mlp.experts.config._experts_implementation = "eager"
+    with pytest.raises(InputError, match=r"experts\.\d.* reads .* padded batch \(2, 24\).*without padding"):
+        stream.observe(0)
+    audio = {"input_ids": batch["input_ids"], "attention_mask": torch.eye(2, 50)}
+    model = WithMask()
+    with pytest.raises(InputError, match=r"batch 0 is padded by its attention_mask \(2, 50\)"):
+        Stream(model, blocks_of(model, family_of(model)), [audio])
+
+
+class WithMask(nn.Module):
+    """Takes a mask of no use."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Blocks(Residual)
+
+    def forward(self, input_ids, attention_mask):
+        return self.inner(input_ids[..., None].float().expand(-1, -1, 8))
+
+
+def test_a_cache_that_the_caller_asks_for_is_refused():
+    batch = {"input_ids": pico.tokens(), "use_cache": True}
+    with pytest.raises(InputError, match="passes a cache to its blocks"):
+        stream_of("llama-mha", [batch])
+
+
+def test_one_block_that_runs_several_times_is_refused():
+    model = Blocks(Residual)
+    model.blocks = nn.ModuleList([model.blocks[0]] * 2)
+    with pytest.raises(InputError, match="runs one block more than once"):
+        blocks_of(model, family_of(model))

@@ -92,6 +92,30 @@ def test_int8_is_within_half_a_step(columns):
         pack_int8(weight.log())
 
 
+@pytest.mark.parametrize("stored", FLOATS)
+def test_int8_weights_are_exact_products_rounded_once(stored):
+    weight = pruned_weight((24, 200), NM(2, 4)) * torch.logspace(-36, 3, 24)[:, None]
+    packed = pack_int8(weight.to(stored))
+    assert packed.scales is not None
+    exact = by_the_page(packed.mask, packed.values.double(), packed.shape)
+    exact *= packed.scales.double().repeat_interleave(128, 1)[:, :200]
+    assert torch.equal(packed.to(torch.float32).dense().double(), exact)
+    for dtype in FLOATS:
+        assert same_bits(packed.to(dtype).dense() + 0, exact.to(dtype) + 0)
+    assert packed.dense().dtype == stored
+
+
+@pytest.mark.parametrize(("dtype", "fits"), [(torch.float16, False), (torch.bfloat16, False), (torch.float32, True)])
+def test_int8_never_rounds_a_weight_to_infinity(dtype, fits):
+    weight = torch.zeros(1, 128, dtype=dtype)
+    weight[0, 0] = torch.finfo(dtype).max
+    if fits:
+        assert pack_int8(weight).dense().isfinite().all()
+        return
+    with pytest.raises(InputError, match="cannot be rounded to int8: it is too near"):
+        pack_int8(weight)
+
+
 @pytest.fixture
 def pruned(tmp_path):
     dense = pico.save("llama-gqa-tied", tmp_path / "dense", torch.bfloat16)

@@ -172,6 +172,7 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch, name):
 
 
 def test_any_hub_dataset_with_a_text_column(monkeypatch):
+    pytest.importorskip("datasets")
     rows = [{"content": "words " * 10, "id": i} for i in range(100)]
     monkeypatch.setattr("datasets.load_dataset", lambda *name, streaming: {"train": rows})
     assert len(data.load_text("some/corpus", "calibration").rows) == 100

@@ -1,9 +1,22 @@
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import (
+    AutoModelForImageTextToText,
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlavaConfig,
+    SiglipVisionConfig,
+    ViTConfig,
+    ViTModel,
+)
 
 import secateur
 from secateur.masks import obeys
@@ -122,3 +135,34 @@ def test_a_forward_of_a_modules_own_is_given_back():
     secateur.prune_module(model, batches, Recipe(score="wanda"))
     assert block.__dict__["forward"] is own
     assert calls
+
+
+TEXT = SIZES | {"vocab_size": 256, "num_key_value_heads": 2, "max_position_embeddings": 128}
+VISION = SIZES | {"hidden_size": 16, "intermediate_size": 32, "image_size": 16, "patch_size": 8}
+WRAPPERS = {
+    "llava": (LlavaConfig, LlamaConfig(**TEXT), CLIPVisionConfig(**VISION)),
+    "gemma3": (Gemma3Config, Gemma3TextConfig(**TEXT, head_dim=8, sliding_window=16), SiglipVisionConfig(**VISION)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapper_for_images_and_text_gets_the_masks_of_its_text_part(name):
+    wrapper, text, vision = WRAPPERS[name]
+    torch.manual_seed(0)
+    config = wrapper(text_config=text, vision_config=vision, image_token_index=250, mm_tokens_per_image=4)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    part = copy.deepcopy(model.model.language_model)
+    ids = list(pico.tokens(4, 24).clamp_max(240).split(1))
+    batches = [{"input_ids": x, "token_type_ids": torch.zeros_like(x)} if name == "gemma3" else x for x in ids]
+    recipe = Recipe(score="wanda", pattern="2:4")
+    whole, alone = secateur.prune_module(model, batches, recipe), secateur.prune_module(part, ids, recipe)
+    assert len(whole["layers"]) == len(alone["layers"]) == 21
+    for layer, expected in zip(whole["layers"], alone["layers"], strict=True):
+        assert layer["weight_sha256"] == expected["weight_sha256"]
+    assert model.config.text_config.use_cache
+
+
+def test_padding_is_no_token():
+    model, batches = bert()
+    manifest = secateur.prune_module(model.eval(), batches, Recipe(score="wanda"))
+    assert {layer["tokens"] for layer in manifest["layers"]} == {9 * 2 * 12 - 2 * 3}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from secateur.masks import obeys, select
-from secateur.patterns import NM, Unstructured
+from secateur.patterns import NM, Unstructured, parse_nm
 from secateur.reconstruct.admm import masked_admm
 from secateur.reconstruct.cg import masked_cg
 from secateur.reconstruct.methods import RECONSTRUCTIONS, Pruned
@@ -14,6 +14,7 @@ from secateur.reconstruct.sparsegpt import sweep
 from secateur.scores import sparsegpt
 from secateur.stats import InputStats
 from secateur.stats.gram import DAMPING, Gram, damped, output_error, shrunk
+from tests import oracle
 
 
 def case(rows=12, columns=32, tokens=200, seed=0):
@@ -63,6 +64,35 @@ def test_sparsegpt_chooses_the_published_mask():
     weight, _, gram = case()
     ours = sweep(weight, gram, pattern=NM(2, 4))
     torch.testing.assert_close(ours.double(), published_own_mask(weight, gram, 2, 4), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("columns", [64, 320])
+@pytest.mark.parametrize("batches", [1, 4])
+@pytest.mark.parametrize("choose", ["2:4", "4:8", "given"])
+def test_dead_channels_are_treated_as_published(choose, batches, columns):
+    draw = torch.Generator().manual_seed(columns)
+    weight = torch.randn(24, columns, generator=draw)
+    mixing = torch.randn(columns, columns, generator=draw) * columns**-0.5 + torch.eye(columns)
+    # Quiet inputs, so that a 1 on the diagonal of a dead channel is seen in the damping.
+    inputs = 0.05 * torch.randn(8, 60, columns, generator=draw) @ mixing
+    dead = torch.randperm(columns, generator=draw)[: columns // 4]
+    inputs[..., dead] = 0
+    stats = InputStats(columns, gram=True)
+    for batch in inputs.split(8 // batches):
+        stats.update(batch)
+    assert (stats.sequences, stats.dead) == (8, columns // 4)
+    given = select(weight.abs(), NM(2, 4))
+    original, sequences = weight.double().numpy(), list(inputs.double().numpy())
+    if choose == "given":
+        expected = oracle.sparsegpt(original, sequences, given.numpy())
+        found = sweep(weight, stats.damped, mask=given)
+    else:
+        pattern = parse_nm(choose)
+        expected = oracle.sparsegpt(original, sequences, (pattern.kept, pattern.group))
+        found = sweep(weight, stats.damped, pattern=pattern)
+    assert (found[:, dead] == 0).all()
+    assert torch.equal(found != 0, torch.from_numpy(expected != 0))
+    torch.testing.assert_close(found.double(), torch.from_numpy(expected), atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(3, 6), Unstructured(0.5), Unstructured(0.6, "row")], ids=str)

@@ -25,34 +25,60 @@ def linears(number=1, rows=64, columns=128, pattern=TWO_OF_FOUR):
     return made
 
 
+class Stopped:
+    """A GPU and a processor whose time only passes when work says so."""
+
+    def __init__(self, monkeypatch):
+        self.gpu, self.cpu = 0.0, 0.0
+        self.waits: list[float] = []
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Stamp(self))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "_sleep", self.waits.append)
+        monkeypatch.setattr("time.perf_counter", lambda: self.cpu)
+
+
+class Stamp:
+    def __init__(self, clocks):
+        self.clocks, self.at = clocks, 0.0
+
+    def record(self):
+        self.at = self.clocks.gpu
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
 def test_the_clock_leaves_out_launching_first_calls_and_odd_rounds(monkeypatch):
-    gpu, cpu, waits = [0.0], [0.0], []
-    rounds = iter([50.0, 50.0, 3.0, 99.0, 3.0, 99.0, 3.0])
-
-    class Event:
-        def __init__(self, enable_timing):
-            self.at = None
-
-        def record(self):
-            self.at = gpu[0]
-
-        def synchronize(self):
-            pass
-
-        def elapsed_time(self, end):
-            return end.at - self.at
+    clocks = Stopped(monkeypatch)
+    rounds = iter([50.0, 50.0, 3.0, 3.0, 99.0, 3.0, 99.0, 3.0])
 
     def first():
-        gpu[0] += 2 * next(rounds)
-        cpu[0] += 0.25
+        clocks.gpu += 2 * next(rounds)
+        clocks.cpu += 0.25
 
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "_sleep", waits.append)
-    monkeypatch.setattr("time.perf_counter", lambda: cpu[0])
-    assert cuda_milliseconds([first, lambda: None]) == 3
+    assert cuda_milliseconds([[first, lambda: None]]) == [3]
     assert next(rounds, None) is None
-    assert len(waits) == 5 and min(waits) > 0.25 * 2.6e9  # longer than launching takes, at the clock of any GPU
+    assert len(clocks.waits) == 6 and min(clocks.waits) > 0.25 * 2.6e9  # longer than launching, at any GPU's clock
+
+
+def test_groups_of_products_take_turns_that_are_long_enough(monkeypatch):
+    clocks = Stopped(monkeypatch)
+    ran = []
+
+    def product(name, milliseconds):
+        def run():
+            clocks.gpu += milliseconds
+            ran.append(name)
+
+        return run
+
+    times = cuda_milliseconds([[product("a", 0.01), product("b", 0.04)], [product("c", 5.0)]])
+    assert times == pytest.approx([0.025, 5.0])
+    # Twice, once to see how often a turn repeats it; then the turns, of half a millisecond each if products are short.
+    assert ran == ["a", "b"] * 3 + ["c"] * 3 + (["a", "b"] * 10 + ["c"]) * 5
 
 
 def test_every_form_is_timed_for_every_number_of_tokens(cusparselt_stand_in, tmp_path):
@@ -67,21 +93,28 @@ def test_every_form_is_timed_for_every_number_of_tokens(cusparselt_stand_in, tmp
 def test_what_is_timed_are_the_products_of_all_the_linears(cusparselt_stand_in, tmp_path):
     given, timed = linears(3), []
 
-    def milliseconds(products):
-        timed.append(products)
-        return 1.0
+    def milliseconds(groups):
+        timed.append(groups)
+        return [1.0 for _ in groups]
 
     measure(given, milliseconds, algorithms(tmp_path))
-    # Each form; and each algorithm of the library but the one that multiplies wrongly, first by itself.
-    alone = [products for products in timed if len(products) == 1]
-    assert len(alone) == (CONFIGS - 1) * len(BUCKETS)
-    timed = [products for products in timed if len(products) > 1]
-    assert len(timed) == (3 + CONFIGS - 1) * len(BUCKETS)
+    # All algorithms of the library but the one that multiplies wrongly in turn, first by themselves; then all forms.
+    alone = [groups for groups in timed if {len(products) for products in groups} == {1}]
+    together = [groups for groups in timed if {len(products) for products in groups} == {3}]
+    assert [len(groups) for groups in alone] == [CONFIGS - 1] * len(BUCKETS)
+    assert [len(groups) for groups in together] == [CONFIGS - 1] * len(BUCKETS) + [3] * len(BUCKETS)
     with torch.no_grad():
-        for products in timed:
+        for products in (products for groups in together for products in groups):
             rows = products[0].args[0]
             for product, linear in zip(products, given, strict=True):
                 torch.testing.assert_close(product(), linear(rows), atol=0.1, rtol=0.02)
+
+
+def test_only_the_forms_that_are_asked_for_are_measured(cusparselt_stand_in, tmp_path):
+    measured = measure(linears(), pretend(float, float), algorithms(tmp_path), ("2:4",))
+    assert measured.nbytes.keys() == {"dense", "2:4"} and measured.algorithms.keys() == set(BUCKETS)
+    measured = measure(linears(), pretend(float, float), algorithms(tmp_path), ("dense",))
+    assert measured.nbytes.keys() == {"dense"} and measured.algorithms == {}
 
 
 def test_forms_that_a_linear_cannot_have_are_refused_and_named(cusparselt_stand_in, tmp_path, monkeypatch):
@@ -107,7 +140,7 @@ def test_a_form_that_multiplies_wrongly_is_refused(wrong, cusparselt_stand_in, m
         return wrong(out) if len(rows) == 64 else out
 
     monkeypatch.setattr(SparseLinear, "forward", broken)
-    measured = measure(linears(), lambda products: 1.0, algorithms(tmp_path))
+    measured = measure(linears(), pretend(float, float), algorithms(tmp_path))
     assert measured.refused == {"packed": "its product for 64 tokens is not the dense one"}
     assert all(taken.keys() == {"dense", "2:4"} for taken in measured.times.values())
 

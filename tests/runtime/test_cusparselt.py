@@ -16,26 +16,24 @@ def the_library():
     return library
 
 
-def product(weight, inputs, bias=None, alpha=None, out_dtype=None, config=0):
+def product(weight, inputs, bias=None, out_dtype=None, config=0):
     library = the_library()
     out_dtype = out_dtype or weight.dtype
     rows, columns = weight.shape
     address = 0 if bias is None else bias.data_ptr()
-    problem = Problem(rows, columns, len(inputs), weight.dtype, out_dtype, alpha is not None, address)
+    problem = Problem(rows, columns, len(inputs), weight.dtype, out_dtype, address)
     out = torch.full((len(inputs), len(weight)), torch.nan, dtype=out_dtype)
-    Plan(problem, Algorithm(config), 0, library).launch(compress(weight, library), inputs, out, alpha)
+    Plan(problem, Algorithm(config), 0, library).launch(compress(weight, library), inputs, out)
     return out
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("with_alpha", [False, True])
-def test_a_plan_multiplies_rows_by_the_weight(dtype, with_bias, with_alpha, cusparselt_stand_in):
+def test_a_plan_multiplies_rows_by_the_weight(dtype, with_bias, cusparselt_stand_in):
     weight, inputs = pruned(32, 64, dtype), torch.randn(16, 64).to(dtype)
     bias = torch.randn(32).to(dtype) if with_bias else None
-    alpha = torch.rand(32) + 0.5 if with_alpha else None
-    expected = inputs.double() @ weight.double().T * (1 if alpha is None else alpha) + (0 if bias is None else bias)
-    torch.testing.assert_close(product(weight, inputs, bias, alpha).double(), expected, atol=0.05, rtol=0.01)
+    expected = inputs.double() @ weight.double().T + (0 if bias is None else bias)
+    torch.testing.assert_close(product(weight, inputs, bias).double(), expected, atol=0.05, rtol=0.01)
 
 
 def test_eight_bit_floats_give_sixteen_bit_products(cusparselt_stand_in):

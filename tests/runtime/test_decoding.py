@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -49,25 +51,53 @@ def test_steps_for_a_graph_say_the_same_each_time_the_prompt_is_processed(name, 
         assert run.graph
 
 
-def test_a_model_that_cannot_be_captured_runs_as_it_is(monkeypatch):
+@pytest.mark.parametrize("name", ["llama-mha", "gemma2", "opt"])
+def test_a_prompt_that_is_repeated_is_captured_where_steps_are(name, monkeypatch):
+    captured: list[object] = []
+
+    def capture(work):
+        captured.append(work)
+        work(), work()
+        return work
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    model, ids = pico.build(name), pico.tokens(2, 20)
+    run: Any = Continuation(model, ids, 6, repeated=True)
+    run.graph, expected = None, generated(model, ids, 6)  # as on a GPU
+    for _ in range(3):
+        assert torch.equal(continued(run, 6), expected)
+    assert run.prefill_graph is run.graph and len(captured) == 2 * run.graph
+
+
+@pytest.mark.parametrize("possible", [0, 1])
+def test_what_cannot_be_captured_runs_as_it_is(possible, monkeypatch):
+    captured: list[object] = []
+
     def capture(work):
         work()
-        raise RuntimeError("operation not permitted when stream is capturing")
+        if len(captured) == possible:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        captured.append(work)
+        return work
 
     monkeypatch.setattr(graphs, "capture", capture)
     model, ids = pico.build("llama-mha"), pico.tokens(2, 20)
-    run = Continuation(model, ids, 5)
+    run: Any = Continuation(model, ids, 5, repeated=True)
     run.graph = None
-    assert torch.equal(continued(run, 5), generated(model, ids, 5)) and run.graph is False
+    for _ in range(2):
+        assert torch.equal(continued(run, 5), generated(model, ids, 5))
+    assert (run.graph, run.prefill_graph) == (bool(possible), False)
 
 
 @needs_gpu
 @pytest.mark.parametrize("name", ["llama-gqa-tied", "qwen2", "opt"])
 def test_on_a_gpu_a_graph_says_what_steps_say(name):
     model, ids = pico.build(name).cuda(), pico.tokens(2, 20).cuda()
-    run, plain = Continuation(model, ids, 6), Continuation(model, ids, 6)
+    run, plain = Continuation(model, ids, 6, repeated=True), Continuation(model, ids, 6)
     plain.graph = False
     expected = continued(plain, 6)
-    for _ in range(2):
+    for _ in range(3):
         assert torch.equal(continued(run, 6), expected)
-    assert run.graph is (name != "opt")  # which counts positions by a mask of as many tokens as there have been
+    assert (
+        run.graph is run.prefill_graph is (name != "opt")
+    )  # which counts positions by a mask of as many tokens as there have been

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 from typing import Any
 
@@ -132,6 +133,18 @@ def test_it_moves_and_saves_as_the_linear_it_stands_for(int8):
     plain = nn.Linear(40, 12)
     plain.load_state_dict(linear.state_dict())
     assert torch.equal(plain.weight, packed.dense())
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_kernels_never_get_addresses_of_another_device(int8):
+    linear, packed = sparse_linear(12, 40, int8, bias=True)
+    inputs = torch.randn(3, 40)
+    moved = copy.deepcopy(linear).to("meta")
+    assert moved(inputs.to("meta")).shape == (3, 12)
+    for module, given in ((moved, inputs), (linear, inputs.to("meta"))):
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # torch itself does not always mind
+            assert module(given).is_meta
+    assert torch.equal(linear(inputs), SparseLinear(packed, linear.bias)(inputs))
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ class Benchmark:
         kernels: what multiplied sparse weights.
         choices: on a GPU, how pruned linears were multiplied with, and why; empty on a CPU.
         graph: whether decoding ran in a CUDA graph.
+        prefill_graph: whether prefill did.
         machine: where it was measured.
         rounds: how often each time was taken, dense and sparse in turn.
         tokens: tokens that were decoded in each round.
@@ -56,6 +57,7 @@ class Benchmark:
     kernels: str
     choices: list[Choice]
     graph: bool
+    prefill_graph: bool
     machine: Machine
     rounds: int
     tokens: int
@@ -92,8 +94,8 @@ def bench(
 
     Both variants compute in bfloat16, and in each round they take turns, so that what disturbs the machine disturbs
     them alike. One round runs all linears of the model, role by role: weights come from where they come from when
-    text is generated. In memory there are the model, and its pruned linears twice. On a GPU, linears by themselves
-    and decoding run in CUDA graphs, dense and sparse alike.
+    text is generated. In memory there are the model, and its pruned linears twice. On a GPU, linears by themselves,
+    prefill and decoding run in CUDA graphs, dense and sparse alike, so that weights are compared and not Python.
 
     Args:
         model: a pruned model, packed or not: a folder, a hub name, or a ``.gguf`` file.
@@ -145,6 +147,7 @@ def bench(
         kernels="CUDA" if loaded.choices else KERNELS[0].name,
         choices=list(loaded.choices),
         graph=all(times.graph for times in whole),
+        prefill_graph=all(times.prefill_graph for times in whole),
         machine=this_machine(chosen),
         rounds=rounds,
         tokens=tokens,

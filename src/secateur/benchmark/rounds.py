@@ -40,11 +40,13 @@ class ModelTimes:
         sparse: sparse weights against dense ones.
         structured: a dense model of half the width against the dense one; empty without one.
         graph: whether decoding ran in a CUDA graph.
+        prefill_graph: whether prefill did.
     """
 
     sparse: list[Measurement]
     structured: list[Measurement]
     graph: bool
+    prefill_graph: bool
 
 
 def time_modules(pairs: Sequence[Pair], workload: Workload, timing: Timing) -> list[Measurement]:
@@ -85,9 +87,8 @@ def time_model(
     """The whole model on random tokens, and ``narrow``, a dense model of half the width."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (batch, length), generator=generator).to(model.device)
-    runs: dict[str, Continuation] = {variant: Continuation(model, ids, timing.tokens) for variant in VARIANTS}
-    if narrow is not None:
-        runs["structured"] = Continuation(narrow, ids, timing.tokens)
+    models = dict.fromkeys(VARIANTS, model) | ({} if narrow is None else {"structured": narrow})
+    runs = {name: Continuation(each, ids, timing.tokens, repeated=True) for name, each in models.items()}
     seconds = stopwatch(timing.device)
     prefill: dict[str, list[float]] = {name: [] for name in runs}
     decode: dict[str, list[float]] = {name: [] for name in runs}
@@ -107,8 +108,8 @@ def time_model(
             measurement(END_TO_END, Workload("decode", batch, length), _rounds(decode, against)),
         ]
 
-    graph = all(run.graph for run in runs.values())
-    return ModelTimes(rows("sparse"), rows("structured") if narrow is not None else [], graph)
+    in_graphs = [all(run.graph for run in runs.values()), all(run.prefill_graph for run in runs.values())]
+    return ModelTimes(rows("sparse"), rows("structured") if narrow is not None else [], *in_graphs)
 
 
 def _run(stack: Sequence[tuple[nn.Module, Tensor]]) -> None:

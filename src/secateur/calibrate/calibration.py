@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from secateur.calibrate.calls import Batch
 from secateur.calibrate.guard import Guard
-from secateur.calibrate.stream import Batch, Stream
+from secateur.calibrate.stream import Stream
 from secateur.models.blocks import Block
 from secateur.progress import Progress
 from secateur.stats.inputs import InputStats

@@ -47,10 +47,11 @@ class Guard:
         Token by token, since the norm before the next block makes all tokens the same size: a few have
         hidden states a hundred times larger than the rest, and would be all that counts otherwise.
         """
-        errors = [
-            ((now - wanted).float().norm(dim=-1) / wanted.float().norm(dim=-1).clamp_min(1e-12)).square().flatten()
-            for now, wanted in zip(self._outputs(), self._wanted, strict=True)
-        ]
+        errors = []
+        for batch, now, wanted in zip(self._batches, self._outputs(), self._wanted, strict=True):
+            error = (now - wanted).float().norm(dim=-1) / wanted.float().norm(dim=-1).clamp_min(1e-12)
+            real = self._stream.real[batch]
+            errors.append((error if real is None else error[real]).square().flatten())
         return torch.cat(errors).mean().sqrt().item()
 
     def _outputs(self) -> list[Tensor]:

@@ -57,13 +57,13 @@ class SparseWeight:
         return zeros.masked_scatter_(self.kept(), values)
 
     def dense(self) -> Tensor:
-        """The weight ``(O, I)`` in ``dtype``."""
+        """The weight ``(O, I)`` in ``dtype``: values × scales, which float32 holds exactly, rounded once."""
         if self.scales is None:
             return self.bits().view(self.dtype)
         return (self.bits() * _per_column(self.scales, self.group, self.shape[1])).to(self.dtype)
 
     def to(self, dtype: torch.dtype) -> "SparseWeight":
-        """The same with its float values rounded to ``dtype``; int8 values stay as they are."""
+        """The same in another type: float values are rounded; int8 values and their scales stay as they are."""
         return replace(self, dtype=dtype, values=self.values if self.group else self.values.to(dtype))
 
     def on(self, device: torch.device) -> "SparseWeight":
@@ -118,16 +118,16 @@ def pack_int8(weight: Tensor, group: int = GROUP) -> SparseWeight:
     The scale of a group is its largest magnitude over 127, rounded up to bfloat16, so that nothing is clipped.
 
     Raises:
-        InputError: when the weight is not finite.
+        InputError: when the weight is not finite, or so near the end of its type that rounding would lead beyond.
     """
     if not weight.isfinite().all():
         raise InputError("weights that are not finite cannot be rounded to int8")
     rows, columns = weight.shape
     kept, wide = weight != 0, torch.nn.functional.pad(weight.float(), (0, -columns % group))
-    largest = wide.reshape(rows, -1, group).abs().amax(-1) / 127
+    largest = wide.reshape(rows, wide.shape[1] // group, group).abs().amax(-1) / 127
     scales = ((largest.view(torch.int32) + 0xFFFF) >> 16).to(torch.int16).view(torch.bfloat16)
     steps = weight.float() / _per_column(scales, group, columns)
-    return SparseWeight(
+    packed = SparseWeight(
         shape=(rows, columns),
         dtype=weight.dtype,
         mask=pack_mask(kept),
@@ -135,6 +135,10 @@ def pack_int8(weight: Tensor, group: int = GROUP) -> SparseWeight:
         scales=scales,
         group=group,
     )
+    if not packed.dense().isfinite().all():
+        name, end = str(weight.dtype).removeprefix("torch."), torch.finfo(weight.dtype).max
+        raise InputError(f"its largest weight cannot be rounded to int8: it is too near {end:.6g}, where {name} ends")
+    return packed
 
 
 def stack_rows(weights: Sequence[SparseWeight], name: str) -> SparseWeight:

@@ -52,11 +52,12 @@ def pruning_notes(manifest: dict[str, Any]) -> list[str]:
     layers, notes = manifest["layers"], []
     for step in dict.fromkeys(trial["step"] for trial in manifest["guard"]):
         trials = [trial for trial in manifest["guard"] if trial["step"] == step]
-        change = fmean(trial["after"] / trial["before"] - 1 for trial in trials if trial["before"])
+        before, after = (sum(trial[when] for trial in trials) for when in ("before", "after"))
+        change = f"by {after / before - 1:+.1%}" if before else f"from zero to {after:.1g}" if after else "by nothing"
         kept = sum(trial["kept"] for trial in trials)
         notes.append(
             f"{step}: kept for {kept} of {len(trials)} reader groups; tried, it changes the error of the block's "
-            f"output on {manifest['calibration']['held_out']} held-out samples by {change:+.1%} on average"
+            f"output on {manifest['calibration']['held_out']} held-out samples {change} on average"
         )
     if short := [layer for layer in layers if layer["tokens"] is not None and layer["tokens"] < layer["shape"][1]]:
         notes.append(f"{len(short)} linears have more input channels than calibration tokens: take more samples")
@@ -64,6 +65,11 @@ def pruning_notes(manifest: dict[str, Any]) -> list[str]:
         notes.append(
             f"{len(blind)} linears saw fewer than {FEWEST_TOKENS} calibration tokens, and were pruned by their weights "
             f"alone (ri): {', '.join(layer['name'] for layer in blind[:3])}{' …' if len(blind) > 3 else ''}"
+        )
+    if refused := [layer for layer in layers if layer.get("refused")]:
+        notes.append(
+            f"{len(refused)} linears could not take every step, whose weights their dtype cannot hold; they keep those "
+            f"from before: {', '.join(layer['name'] for layer in refused[:3])}{' …' if len(refused) > 3 else ''}"
         )
     if dead := [layer for layer in layers if layer["dead_channels"]]:
         channels = sum(layer["dead_channels"] for layer in dead)

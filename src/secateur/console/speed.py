@@ -60,8 +60,9 @@ def modules_table(result: Benchmark) -> Table:
 
 def model_table(result: Benchmark) -> Table:
     """Times of the whole model: prefill in milliseconds, decoding in tokens per second, by batch × length."""
-    graph = ", in a CUDA graph" if result.graph else ""
-    table = _speed_table(f"end to end, {result.tokens} tokens decoded after each prompt{graph}", result)
+    phases = [name for name, is_one in (("prefill", result.prefill_graph), ("decode", result.graph)) if is_one]
+    graphs = f", {' and '.join(phases)} in CUDA graphs" if phases else ""
+    table = _speed_table(f"end to end, {result.tokens} tokens decoded after each prompt{graphs}", result)
     _add_end_to_end(table, result.end_to_end)
     return table
 

@@ -87,9 +87,15 @@ def _walk(model: nn.Module) -> Family:
 
 
 def blocks_of(model: nn.Module, family: Family) -> list[Block]:
-    """The blocks of ``model``, in the order in which they run, each with those linears of the family that it has."""
+    """The blocks of ``model``, in the order in which they run, each with those linears of the family that it has.
+
+    Raises:
+        InputError: when two of them are one.
+    """
     modules = model.get_submodule(family.blocks)
     assert isinstance(modules, nn.ModuleList)
+    if len(set(modules)) < len(modules):
+        raise InputError(f"{family.blocks} runs one block more than once, which cannot be pruned a block at a time")
     blocks = []
     for i, module in enumerate(modules):
         inside = {name for name, _ in module.named_parameters()}

@@ -39,6 +39,8 @@ def prune_group(visit: Visit, group: Sequence[Linear], task: Task) -> None:
 
     before = error()
     for step in task.recipe.steps:
+        if not any(pruning.loses for pruning in prunings):
+            break  # nothing to mend: whatever a step did here would be worse
         states = [pruning.state for pruning in prunings]
         for pruning in prunings:
             pruning.step(step)

@@ -19,6 +19,8 @@ from secateur.stats.inputs import InputStats
 # A linear that sees fewer calibration tokens, such as an expert to which few are routed, is pruned by its weights
 # alone.
 FEWEST_TOKENS = 32
+# An output error that is rounding, as a share of the output: float32 has seven digits.
+NEGLIGIBLE = 1e-6
 
 
 def score_of(name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe) -> Tensor:
@@ -72,20 +74,32 @@ class LinearPruning:
             score, dense = score[:, self.order], dense[:, self.order]
             stats = stats.select(self.order) if stats else None
         self._dense, self._score, self._stats = dense, score, stats
-        self.accept(*self._own_mask())
-
-    def _own_mask(self) -> tuple[Tensor, Tensor]:
-        if self._recipe.sweeps and self._stats and self._informed:  # SparseGPT as published chooses its mask on the way
-            pruned = sweep(self._dense, self._stats.damped, pattern=self._pattern)
-            return pruned != 0, pruned
-        mask = select(self._score, self._pattern)
-        return mask, self._dense * mask
+        self._refused: list[str] = []
+        mask = select(score, pattern)
+        self.accept(mask, dense * mask)
+        if recipe.sweeps and stats and self._informed:  # SparseGPT as published chooses its mask on the way
+            pruned = sweep(dense, stats.damped, pattern=pattern)
+            self._take("reconstruct", pruned != 0, pruned)
 
     def accept(self, mask: Tensor, changed: Tensor) -> None:
         """Make mask and float32 weights of a step, both ``(O, I)`` in this linear's own order, the current ones."""
         self._mask, self._changed = mask, changed
         stored = self.stored
         self.weight = stored if self.order is None else stored[:, inverse(self.order)]
+
+    def _take(self, step: str, mask: Tensor, changed: Tensor) -> None:
+        """Accept what ``step`` came to, unless the dtype of the weight cannot hold it: float16 ends at 65,504."""
+        if changed.to(self._dtype).isfinite().all():
+            self.accept(mask, changed)
+        else:
+            self._refused.append(step)
+
+    @property
+    def loses(self) -> bool:
+        """Whether outputs for the calibration inputs are not what they were, beyond rounding: a step might help."""
+        if self._stats is None or not self._informed:
+            return True
+        return relative_error(self._dense, self._changed, self._stats) > NEGLIGIBLE
 
     @property
     def stored(self) -> Tensor:
@@ -104,10 +118,10 @@ class LinearPruning:
         method = self._recipe.reconstruct
         if name == "refine":
             gram, refit = self._stats.shrunk, method != "none"
-            self.accept(*refined(self._dense, self._mask, gram, self._pattern, self._changed, refit=refit))
+            self._take(name, *refined(self._dense, self._mask, gram, self._pattern, self._changed, refit=refit))
         else:
             pruned = Pruned(self._dense, self._mask, self._changed, self._stats, self._pattern)
-            self.accept(*RECONSTRUCTIONS[method](pruned))
+            self._take(name, *RECONSTRUCTIONS[method](pruned))
 
     def result(self) -> LayerResult:
         """What it is now."""
@@ -126,6 +140,7 @@ class LinearPruning:
             dead_channels=stats.dead if stats else None,
             nonzeros_sha256=nonzeros_digest(self.weight),
             weight_sha256=bytes_digest(self.weight),
+            refused=self._refused,
         )
 
 

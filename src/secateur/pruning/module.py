@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.calibrate.calibration import Calibration
-from secateur.calibrate.stream import Batch
+from secateur.calibrate.calls import Batch
 from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.progress import Clock, Progress
@@ -35,7 +35,7 @@ def prune_module(
         model: in eval mode.
         batches: what to calibrate on: mappings of keyword arguments of ``model``, or token ids for a language
             model of transformers. Needed unless the recipe looks at weights alone. The guard holds out the last
-            eighth of them, and at least one.
+            eighth of them, and at least one. What an ``attention_mask`` ``(B, L)`` says is padding counts in nothing.
         recipe: what to do; by default RIA at 50 %.
         progress: is told how far it is.
 

@@ -31,6 +31,7 @@ class LayerResult:
         dead_channels: the number of its input channels that were zero at all of them, or None.
         nonzeros_sha256: of where its weights are not zero, as bytes 0 and 1, row by row.
         weight_sha256: of its weights' bytes as stored.
+        refused: the steps that were not taken, because their weights would not be finite in its dtype.
         folds: with ``compare_folds``, the share that other orders would hold, by the name of the fold mode,
             and ``unordered``.
     """
@@ -46,6 +47,7 @@ class LayerResult:
     dead_channels: int | None
     nonzeros_sha256: str
     weight_sha256: str
+    refused: list[str] = field(default_factory=list)
     folds: dict[str, float] = field(default_factory=dict)
 
 

@@ -23,6 +23,7 @@ from typing import Protocol
 from torch import Tensor
 
 from secateur.calibrate.calibration import Calibration
+from secateur.devices import full_precision
 from secateur.models.blocks import Block
 from secateur.models.spaces import reader_groups
 from secateur.progress import Clock, Progress
@@ -49,6 +50,7 @@ class Store(Protocol):
         """Free what ``block`` has in memory."""
 
 
+@full_precision()
 def walk(
     blocks: Sequence[Block], store: Store, calibration: Calibration, clock: Clock, work: Callable[[Visit], None]
 ) -> None:

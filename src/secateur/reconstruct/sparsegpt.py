@@ -9,9 +9,11 @@ Its own mask is chosen on the way by that rise, with the weights as they have be
 block of 128 columns among all rows; N:M, in each group. A given mask (the "+ reconstruction" rows of the RIA paper's
 Table 8) runs the same sweep and chooses nothing.
 
+Weights of channels that never had an input cost nothing: they go first, all of them, whatever the mask says.
+
 As published but for three things. G = Σ x xᵀ where the authors' code scales it by 2 over the number of sequences, which
-changes nothing, since the damping is a share of its mean. Exactly the asked number of weights goes, over all blocks
-together. And of equal rises the first stays.
+changes nothing, since what is added to its diagonal follows the scale. Exactly the asked number of weights goes, over
+all blocks together. And of equal rises the first stays.
 
 Cost: O(I³) for the factor, which linears that share their inputs share, and O · I² for the sweep, in panels, so that
 most of it is matrix products.
@@ -37,9 +39,9 @@ def sweep(dense: Tensor, gram: Gram, *, mask: Tensor | None = None, pattern: Pat
         pattern: what its own mask must obey.
 
     Returns:
-        ``(O, I)`` float32, exactly zero outside the mask.
+        ``(O, I)`` float32, exactly zero outside the mask and in dead channels.
     """
-    weight = dense.clone()
+    weight = dense.masked_fill(gram.dead, 0)
     factor = gram.inverse_factor
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
     width = weight.shape[1]

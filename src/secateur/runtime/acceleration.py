@@ -7,13 +7,13 @@ from functools import partial
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.checkpoint.sparse import pack
 from secateur.errors import InputError
 from secateur.masks import sparsity_of
 from secateur.runtime.algorithms import Algorithms, Clock, check
-from secateur.runtime.choosing import BUCKETS, DENSE, FORMS, PACKED, Choice, Measured, choose
+from secateur.runtime.choosing import BUCKETS, DENSE, FORMS, PACKED, SEMI_STRUCTURED, Choice, Measured, choose
 from secateur.runtime.cusparselt import Algorithm
 from secateur.runtime.dispatch import DispatchedLinear, Form, dense_linear, form_bytes
 from secateur.runtime.semi_structured import SemiStructuredLinear, is_2of4
@@ -22,7 +22,9 @@ from secateur.runtime.sparse_linear import SparseLinear
 # So many linears of a shape are timed in turn. A large model's are more than a GPU's cache holds, as when it runs.
 SAMPLE = 8
 ROUNDS = 5
-# The GPU is kept busy before a round until all of it is launched: in cycles, at more of them a second than any GPU makes.
+# Milliseconds of a turn, about: short enough for a search in seconds, long enough for the clocks of a GPU to settle.
+TURN = 0.5
+# The GPU is kept busy before a turn until all of it is launched: in cycles, at more of them a second than GPUs make.
 CYCLES_PER_SECOND = 3e9
 # Of the memory that is free, forms that come on top of those that were loaded may take this share; the rest is for the
 # model's activations and cache.
@@ -31,33 +33,47 @@ SPARE_MEMORY = 0.5
 LEAST_SPARSITY = 1 / 16
 
 
-def cuda_milliseconds(products: Sequence[Callable[[], object]]) -> float:
-    """The time of one of ``products`` on the current CUDA device, run in turn; median of some rounds.
+def cuda_milliseconds(groups: Sequence[Sequence[Callable[[], object]]]) -> list[float]:
+    """The time of one product of each group on the current CUDA device; medians of some rounds.
+
+    The products of a group run one after the other, and the groups take turns in each round: a GPU that is at its limit
+    of power slows down, and whatever ran first would look faster than what was timed after it.
 
     Launching is left out: decoding runs in a graph, and with many tokens the GPU is what is waited for. A graph of its
-    own for every candidate of a search would take longer to capture than to time, so a round waits in the stream
+    own for every candidate of a search would take longer to capture than to time, so a turn waits in the stream
     behind idle work until all of it is launched.
     """
+    turns = [_Turn(products) for products in groups]
+    times = [[turn.milliseconds() for turn in turns] for _ in range(ROUNDS)]
+    return [median(taken) for taken in zip(*times, strict=True)]
 
-    def run() -> None:
-        for product in products:
-            product()
 
-    run()  # which makes what a first call makes
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    run()
-    launching = time.perf_counter() - began
-    times = []
-    for _ in range(ROUNDS):
+class _Turn:
+    """Some products, launched as often as a turn of at least ``TURN`` milliseconds takes."""
+
+    def __init__(self, products: Sequence[Callable[[], object]]) -> None:
+        self.products, self.repeats, self.launching = products, 1, 0.0
+        self._run()  # which makes what a first call makes
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        self._run()
+        self.launching = time.perf_counter() - began
+        self.repeats = max(1, round(TURN / (self.milliseconds() * len(products))))
+
+    def milliseconds(self) -> float:
+        """The time of one product, of one turn."""
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(int(CYCLES_PER_SECOND * launching))
+        torch.cuda._sleep(int(CYCLES_PER_SECOND * self.launching * self.repeats))
         start.record()
-        run()
+        self._run()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end))
-    return median(times) / len(products)
+        return start.elapsed_time(end) / (self.repeats * len(self.products))
+
+    def _run(self) -> None:
+        for _ in range(self.repeats):
+            for product in self.products:
+                product()
 
 
 def free_memory(device: torch.device) -> int:
@@ -66,46 +82,59 @@ def free_memory(device: torch.device) -> int:
 
 
 @torch.no_grad()
-def measure(linears: Sequence[nn.Linear | SparseLinear], milliseconds: Clock, algorithms: Algorithms) -> Measured:
+def measure(
+    linears: Sequence[nn.Linear | SparseLinear],
+    milliseconds: Clock,
+    algorithms: Algorithms,
+    forms: Sequence[str] = FORMS,
+) -> Measured:
     """Time the dense product of some linears of one shape, and those of every form that they can have.
 
     A form is refused when it raises, or when its product is not the dense one, whatever the number of tokens.
 
     Args:
         linears: at least one, on a CUDA device, of one shape, dtype and pattern.
-        milliseconds: how long one of some products takes.
+        milliseconds: how long products take.
         algorithms: those of cuSPARSELt that are known.
+        forms: those to measure; dense always is.
     """
-    dense = [_make(DENSE, linear) for linear in linears]
-    weight = dense[0].weight
+    made: dict[str, list[Form]] = {DENSE: [_make(DENSE, linear) for linear in linears]}
+    dense = made[DENSE][0]
+    inputs = _inputs(dense.weight)
+    refused: dict[str, str] = {}
+    with torch.cuda.device_of(dense.weight):
+        expected = {tokens: dense(rows) for tokens, rows in inputs.items()}
+        for name in (form for form in forms if form != DENSE):
+            try:
+                members = [_make(name, linear) for linear in linears]
+                if sparse := [form for form in members if isinstance(form, SemiStructuredLinear)]:
+                    found = {t: algorithms.find(sparse, rows, expected[t], milliseconds) for t, rows in inputs.items()}
+                    for form in sparse:
+                        form.set_algorithms(found)
+                for tokens, rows in inputs.items():
+                    check(members[0], rows, expected[tokens])
+            except RuntimeError as error:
+                refused[name] = _reason(error)
+            else:
+                made[name] = members
+        del expected
+        times = {}
+        for tokens, rows in inputs.items():
+            taken = milliseconds([[partial(form, rows) for form in members] for members in made.values()])
+            times[tokens] = dict(zip(made, taken, strict=True))
+    sizes = {name: form_bytes(members[0]) for name, members in made.items()}
+    used = made.get(SEMI_STRUCTURED, [])[:1]
+    found = next((form.algorithms for form in used if isinstance(form, SemiStructuredLinear)), {})
+    return Measured(times, sizes, refused, found)
+
+
+def _inputs(weight: Tensor) -> dict[int, Tensor]:
+    """Random inputs ``(T, I)`` of each number of tokens."""
     generator = torch.Generator(weight.device).manual_seed(0)
-    inputs = {
+    return {
         tokens: torch.randn(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device, generator=generator)
         for tokens in BUCKETS
     }
-    times: dict[int, dict[str, float]] = {tokens: {} for tokens in BUCKETS}
-    nbytes: dict[str, int] = {}
-    refused: dict[str, str] = {}
-    found: dict[int, Algorithm] = {}
-    with torch.cuda.device_of(weight):
-        for name in FORMS:
-            try:
-                forms: list[Form] = [_make(name, linear) for linear in linears] if name != DENSE else [*dense]
-                taken = {}
-                for tokens, rows in inputs.items():
-                    expected = dense[0](rows)
-                    if sparse := [form for form in forms if isinstance(form, SemiStructuredLinear)]:
-                        found[tokens] = algorithms.find(sparse, rows, expected, milliseconds)
-                    if name != DENSE:
-                        check(forms[0], rows, expected)
-                    taken[tokens] = milliseconds([partial(form, rows) for form in forms])
-            except RuntimeError as error:
-                refused[name] = _reason(error)
-                continue
-            for tokens, each in taken.items():
-                times[tokens][name] = each
-            nbytes[name] = form_bytes(forms[0])
-    return Measured(times, nbytes, refused, found)
 
 
 @torch.no_grad()
@@ -124,7 +153,7 @@ def accelerate(
         model: on a CUDA device, in the type in which it will run.
         form: ``auto``, or the form that every linear that can have it takes for any number of tokens: ``dense``,
             ``2:4`` or ``packed``.
-        milliseconds: how long one of some products takes.
+        milliseconds: how long products take.
         algorithms: those of cuSPARSELt that are known; by default from the user's cache.
 
     Returns:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.runtime import cusparselt
 from secateur.runtime.cusparselt import Algorithm
@@ -25,11 +25,11 @@ from secateur.runtime.semi_structured import SemiStructuredLinear
 LARGEST_DIFFERENCE = 0.02
 # Of algorithms that take at most so many times as long as the fastest, a second, better look decides.
 CLOSE = 1.15
-# Milliseconds that one of some products takes.
-Clock = Callable[[Sequence[Callable[[], object]]], float]
+# Milliseconds that one product takes of each of some groups of products; the groups take turns.
+Clock = Callable[[Sequence[Sequence[Callable[[], object]]]], list[float]]
 
 
-def check(linear: nn.Module, rows: Tensor, expected: Tensor) -> None:
+def check(linear: Callable[[Tensor], Tensor], rows: Tensor, expected: Tensor) -> None:
     """Raise RuntimeError unless ``linear`` makes ``expected`` (T, O) of ``rows`` (T, I)."""
     difference = (linear(rows) - expected).abs().max()
     if not difference <= LARGEST_DIFFERENCE * expected.abs().max():  # a NaN is no agreement
@@ -48,13 +48,13 @@ class Algorithms:
     def find(
         self, linears: Sequence[SemiStructuredLinear], rows: Tensor, expected: Tensor, milliseconds: Clock
     ) -> Algorithm:
-        """The fastest algorithm whose product is the dense one, from the file or by a search; it is set in ``linears``.
+        """The fastest algorithm whose product is the dense one, from the file or by a search.
 
         Args:
             linears: of one shape.
             rows: ``(T, I)``.
             expected: the dense product of the first of ``linears``, ``(T, O)``.
-            milliseconds: how long one of some products takes.
+            milliseconds: how long products take.
 
         Raises:
             RuntimeError: when there is none.
@@ -66,8 +66,7 @@ class Algorithms:
         if known is not None:
             try:
                 found = Algorithm(*known)
-                _set(linears, found)
-                check(first, rows, expected)
+                check(partial(first, algorithm=found), rows, expected)
                 return found
             except (RuntimeError, TypeError):  # another library under the same number, or a damaged file
                 pass
@@ -89,36 +88,26 @@ class Algorithms:
 
 
 def search(linears: Sequence[SemiStructuredLinear], rows: Tensor, expected: Tensor, milliseconds: Clock) -> Algorithm:
-    """Time every algorithm whose product is the dense one, and set the fastest; arguments as those of ``find``.
+    """Time every algorithm whose product is the dense one, and give the fastest; arguments as those of ``find``.
 
     All are timed with the first of ``linears``, and those that come close to the fastest with all.
     """
     reason = "it has no algorithm"
-    first: dict[Algorithm, float] = {}
+    right = []
     for config in range(linears[0].configs(len(rows))):
         candidate = Algorithm(config)
-        _set(linears, candidate)
         try:
-            check(linears[0], rows, expected)
+            check(partial(linears[0], algorithm=candidate), rows, expected)
         except RuntimeError as error:
             reason = str(error)
             continue
-        first[candidate] = milliseconds([partial(linears[0], rows)])
-    if not first:
+        right.append(candidate)
+    if not right:
         raise RuntimeError(reason)
-    limit = CLOSE * min(first.values())
-    times = {}
-    for candidate in (candidate for candidate, taken in first.items() if taken <= limit):
-        _set(linears, candidate)
-        times[candidate] = milliseconds([partial(linear, rows) for linear in linears])
-    found = min(times, key=times.__getitem__)
-    _set(linears, found)
-    return found
-
-
-def _set(linears: Sequence[SemiStructuredLinear], algorithm: Algorithm) -> None:
-    for linear in linears:
-        linear.set_algorithms({1: algorithm})
+    alone = milliseconds([[partial(linears[0], rows, algorithm=candidate)] for candidate in right])
+    close = [candidate for candidate, taken in zip(right, alone, strict=True) if taken <= CLOSE * min(alone)]
+    together = milliseconds([[partial(linear, rows, algorithm=x) for linear in linears] for x in close])
+    return close[together.index(min(together))]
 
 
 def cache_folder() -> Path:

@@ -7,8 +7,8 @@ the matrices, choose an algorithm, plan; after that a product is one foreign cal
 Layout. The library multiplies a structured matrix A (O, I) by a dense B (I, T) into D (O, T). A is the weight,
 row-major as torch has it. B is the activations ``(T, I)``, transposed by a flag. D is column-major, which is to say
 ``(T, O)`` row-major: what the next operation reads, without a copy. The bias has one value per row of D, and is
-added before D is rounded; with a vector of factors (alpha) each row is scaled as well, which undoes the scales of
-rounded weights.
+added before D is rounded. (A vector of factors for the rows, which would undo the scales of rounded weights, is part of
+the interface, but refused on an H100.)
 
 The structs are opaque, and larger in some versions than in others; all get the space of the largest. The library keeps
 pointers to descriptors, so a plan owns all that it was made of.
@@ -19,7 +19,7 @@ Source: https://docs.nvidia.com/cuda/cusparselt/ and the header of version 0.8.
 import ctypes
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +37,8 @@ _AS_IT_IS, _TRANSPOSED = 0, 1
 _HALF_IS_KEPT = 0
 _SUMS_IN_FLOAT32 = 2
 _DEFAULT_ALGORITHM = 0
-_VECTOR_ALPHA, _BIAS = 5, 8  # attributes of a product
-_CONFIG, _CONFIGS, _SPLIT_K, _SPLIT_K_MODE = 0, 1, 3, 4  # attributes of an algorithm
+_BIAS = 8  # an attribute of a product
+_CONFIG, _CONFIGS = 0, 1  # attributes of an algorithm
 _DATA_TYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 14, torch.float8_e4m3fn: 28}
 
 
@@ -46,14 +46,10 @@ class Algorithm(NamedTuple):
     """How the library computes a product.
 
     Attributes:
-        config: the number of one of its kernels, from 0 on.
-        split_k: the number of parts in which sums are computed.
-        split_k_mode: how these parts come together: one of the library's numbers, or 0 for its default.
+        config: the number of one of its kernels, from 0 on. (Splitting sums it refuses on an H100.)
     """
 
     config: int = 0
-    split_k: int = 1
-    split_k_mode: int = 0
 
 
 class Problem(NamedTuple):
@@ -65,7 +61,6 @@ class Problem(NamedTuple):
         tokens: T.
         dtype: of weight and activations.
         out_dtype: of the product.
-        vector_alpha: whether each row of the weight has a factor of its own.
         bias: the address of ``(O,)`` on the GPU, or 0.
     """
 
@@ -74,13 +69,16 @@ class Problem(NamedTuple):
     tokens: int
     dtype: torch.dtype
     out_dtype: torch.dtype
-    vector_alpha: bool = False
     bias: int = 0
 
 
 def _current_stream(device: int) -> int:
     # What torch.cuda.current_stream does, without an object that takes longer to make than a product to launch.
     return int(torch._C._cuda_getCurrentRawStream(device))
+
+
+def _current_device() -> int:
+    return int(torch._C._cuda_getDevice())
 
 
 def token_multiple(dtype: torch.dtype) -> int:
@@ -217,10 +215,6 @@ class Plan:
         self._get("MatmulAlgGetAttribute", selection, _CONFIGS, number)
         self.configs = number.value
         self._set("MatmulAlgSetAttribute", selection, _CONFIG, ctypes.c_int(algorithm.config))
-        if algorithm.split_k != 1:
-            self._set("MatmulAlgSetAttribute", selection, _SPLIT_K, ctypes.c_int(algorithm.split_k))
-        if algorithm.split_k_mode:
-            self._set("MatmulAlgSetAttribute", selection, _SPLIT_K_MODE, ctypes.c_int(algorithm.split_k_mode))
         lib.call("MatmulPlanInit", self._handle, self._plan, product, selection)
         self._made.append(("MatmulPlanDestroy", self._plan))
         size = ctypes.c_size_t()
@@ -243,8 +237,6 @@ class Plan:
         self._made.append(("MatDescriptorDestroy", out))
         operations, matrices = (_AS_IT_IS, _TRANSPOSED), (weight, inputs, out, out)
         lib.call("MatmulDescriptorInit", handle, product, *operations, *matrices, _SUMS_IN_FLOAT32)
-        if problem.vector_alpha:
-            self._set("MatmulDescSetAttribute", product, _VECTOR_ALPHA, ctypes.c_int(1))
         if problem.bias:
             self._set("MatmulDescSetAttribute", product, _BIAS, ctypes.c_void_p(problem.bias))
 
@@ -254,35 +246,38 @@ class Plan:
 
     _get = _set
 
-    def launch(self, packed: Tensor, inputs: Tensor, out: Tensor, alpha: Tensor | None = None) -> None:
+    def launch(self, packed: Tensor, inputs: Tensor, out: Tensor) -> None:
         """Multiply, on the current CUDA stream.
 
         Args:
             packed: what :func:`compress` made of the weight.
             inputs: ``(T, I)``, contiguous, of the problem's dtype, on a multiple of 16 bytes.
             out: contiguous ``(T, O)``, where the product goes.
-            alpha: float32 ``(O,)``, where rows have factors.
         """
         # The workspace must not be freed before the launch; after it, the stream keeps the order.
         workspace = packed.new_empty(self.workspace_bytes) if self.workspace_bytes else None
-        with torch.cuda.device(self._device):
-            stream = ctypes.c_void_p(_current_stream(self._device))
-            status = self._lib.matmul(
-                *self._arguments,
-                self._one_pointer if alpha is None else alpha.data_ptr(),
-                packed.data_ptr(),
-                inputs.data_ptr(),
-                self._zero_pointer,
-                out.data_ptr(),
-                out.data_ptr(),
-                0 if workspace is None else workspace.data_ptr(),
-                ctypes.addressof(stream),
-                1,
-            )
+        stream = ctypes.c_void_p(_current_stream(self._device))
+        arguments = (
+            *self._arguments,
+            self._one_pointer,
+            packed.data_ptr(),
+            inputs.data_ptr(),
+            self._zero_pointer,
+            out.data_ptr(),
+            out.data_ptr(),
+            0 if workspace is None else workspace.data_ptr(),
+            ctypes.addressof(stream),
+            1,
+        )
+        if _current_device() == self._device:  # entering the device takes longer than the call
+            status = self._lib.matmul(*arguments)
+        else:
+            with torch.cuda.device(self._device):
+                status = self._lib.matmul(*arguments)
         if status:
             self._lib.check(status, "Matmul")
 
-    def __del__(self) -> None:
-        while self._made and not sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        while self._made and not is_finalizing():
             name, struct = self._made.pop()
             self._lib.call(name, struct)

@@ -53,7 +53,7 @@ class DispatchedLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """``(..., I)`` → ``(..., O)``."""
         tokens = inputs.numel() // self.in_features or 1
-        return self.forms[self.plan[nearest(self._buckets, tokens)]](inputs)
+        return self.forms[self.plan[nearest(self._buckets, tokens)]].forward(inputs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DispatchedLinear":
         super()._apply(fn, recurse)

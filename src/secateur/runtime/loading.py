@@ -122,7 +122,7 @@ def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype,
         layers = source.stacks.layers(name)
         entries = [source.sparse.get(part) for layer in layers for part in layer]
         stacked = name in source.stacks.members
-        if stacked and not experts or not all(entry and _has_kernels(entry, precision) for entry in entries):
+        if (stacked and not experts) or not all(entry and _has_kernels(entry, precision) for entry in entries):
             continue
         weights = [stack_rows([source.read_sparse(part) for part in layer], name) for layer in layers]
         shape = (len(weights), *weights[0].shape) if stacked else weights[0].shape

@@ -4,7 +4,7 @@ The weight is compressed once, to 9/16 of its bytes (16-bit types). A product ta
 tokens and algorithm, which all linears of a shape share; a bias is part of the plan.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -65,7 +65,7 @@ class SemiStructuredLinear(nn.Module):
         if lib is None:
             raise RuntimeError("cuSPARSELt was not found")
         self.out_features, self.in_features = weight.shape
-        self.dtype, self.bias = weight.dtype, bias
+        self.dtype, self.bias, self._multiple = weight.dtype, bias, token_multiple(weight.dtype)
         self.set_algorithms(algorithms or {1: Algorithm()})
         packed = cusparselt.compress(weight.detach().contiguous(), lib)
         self.register_buffer("packed", packed, persistent=False)
@@ -75,6 +75,7 @@ class SemiStructuredLinear(nn.Module):
     def set_algorithms(self, algorithms: Mapping[int, Algorithm]) -> None:
         """Multiply in these ways from now on."""
         self.algorithms, self._buckets = dict(algorithms), tuple(algorithms)
+        self._last: tuple[object, Plan] | None = None  # what was multiplied last, and its plan
 
     def configs(self, tokens: int) -> int:
         """How many algorithms the library has for so many tokens."""
@@ -88,32 +89,47 @@ class SemiStructuredLinear(nn.Module):
             last = min(first + _COLUMNS_SHOWN, self.in_features)
             rows = torch.zeros(last - first, self.in_features, dtype=self.dtype, device=self.packed.device)
             rows[:, first:last].fill_diagonal_(1)
-            weight[:, first:last] = self._multiply(rows, None).T
+            weight[:, first:last] = self._multiply(rows, None, None).T
         return weight
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """``(..., I)`` → ``(..., O)``."""
+    def forward(self, inputs: Tensor, algorithm: Algorithm | None = None) -> Tensor:
+        """``(..., I)`` → ``(..., O)``, by the algorithm for so many tokens, or by another."""
         if not inputs.numel() or (torch.is_grad_enabled() and inputs.requires_grad):
             return nn.functional.linear(inputs, self.weight, self.bias)
+        if inputs.dim() == 2:
+            return self._multiply(inputs.contiguous(), self.bias, algorithm)
         rows = inputs.reshape(-1, self.in_features).contiguous()
-        return self._multiply(rows, self.bias).view(*inputs.shape[:-1], self.out_features)
+        return self._multiply(rows, self.bias, algorithm).view(*inputs.shape[:-1], self.out_features)
 
-    def _multiply(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+    def _multiply(self, rows: Tensor, bias: Tensor | None, algorithm: Algorithm | None) -> Tensor:
         """``(T, I)`` → ``(T, O)``, both row-major, T > 0."""
-        tokens, device = len(rows), rows.device
-        if missing := -tokens % token_multiple(self.dtype):
+        tokens = rows.shape[0]
+        if missing := -tokens % self._multiple:
             rows = nn.functional.pad(rows, (0, 0, 0, missing))
         elif rows.data_ptr() % ALIGNMENT:
             rows = rows.clone()
-        plan = self._plan(tokens + missing, bias, self.algorithms[nearest(self._buckets, tokens)])
-        out = torch.empty((tokens + missing, self.out_features), dtype=self.dtype, device=device)
-        plan.launch(self.packed, rows, out)
+        # Most products follow one of as many tokens; looking a plan up takes a sixth of a product's time on the CPU.
+        key = (tokens, 0 if bias is None else bias.data_ptr(), algorithm)
+        last = self._last  # one object, so that threads find a key with its plan
+        if last is None or last[0] != key:
+            way = algorithm or self.algorithms[nearest(self._buckets, tokens)]
+            last = self._last = key, self._plan(tokens + missing, bias, way)
+        out = rows.new_empty((tokens + missing, self.out_features))
+        last[1].launch(self.packed, rows, out)
         return out[:tokens] if missing else out
 
     def _plan(self, tokens: int, bias: Tensor | None, algorithm: Algorithm) -> Plan:
         address = 0 if bias is None else bias.data_ptr()
         problem = Problem(self.out_features, self.in_features, tokens, self.dtype, self.dtype, bias=address)
         return plan_for(problem, algorithm, self.packed.device.index)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SemiStructuredLinear":
+        self._last = None  # plans are for one device
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the plan, which is the library's and cannot be copied."""
+        return {**self.__dict__, "_last": None}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -214,7 +214,7 @@ def _load_word(  # type: ignore[no-untyped-def]
     """Mask, values, inputs (one of each token, or a pair of tokens' in 32 bits) and scale of each lane; 0 beyond."""
     inside = word < words
     # The weight is read once: it must not push the inputs out of the cache.
-    mask = tl.load(mask_at + word * 32, mask=inside, other=-1, eviction_policy="evict_first").to(tl.uint32, bitcast=True)
+    mask = tl.load(mask_at + word * 32, mask=inside, other=-1, eviction_policy="evict_first")
     values = ()
     for i in tl.static_range(EACH):
         at = values_at + (word * EACH + i) * 32
@@ -234,7 +234,7 @@ def _load_word(  # type: ignore[no-untyped-def]
     scale = 1.0
     if INT8:
         scale = tl.load(scales_at + word // SCALE_WORDS * 32, mask=inside, other=0.0).to(tl.float32)
-    return mask, values, inputs, scale
+    return mask.to(tl.uint32, bitcast=True), values, inputs, scale
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -251,7 +251,7 @@ def _add_products(sums, value, inputs, column, TOKENS: tl.constexpr, dtype: tl.c
             else:
                 low = pair.to(tl.uint16).to(dtype, bitcast=True).to(tl.float32)
                 high = (pair >> 16).to(tl.uint16).to(dtype, bitcast=True).to(tl.float32)
-            out = out + (sums[t] + value * low, sums[t + 1] + value * high)
+            out = out + (sums[t] + value * low, sums[t + 1] + value * high)  # noqa: RUF005
     return out
 
 
@@ -287,8 +287,9 @@ def _multiply_rest(  # type: ignore[no-untyped-def]
             column, value = _rest_values(entries[u], scales_at, SCALE_WORDS, INT8)
             out = ()
             for t in tl.static_range(TOKENS):
-                x = tl.load(x_at + t * columns + column, mask=column < tl.where(tokens > t, columns, 0), other=0.0).to(tl.float32)
-                out = out + (sums[t] + value * x,)  # noqa: RUF005
+                there = column < tl.where(tokens > t, columns, 0)
+                x = tl.load(x_at + t * columns + column, mask=there, other=0.0)
+                out = out + (sums[t] + value * x.to(tl.float32),)  # noqa: RUF005
             sums = out
     return sums
 
@@ -361,12 +362,12 @@ def _expand(  # type: ignore[no-untyped-def]
     INT8: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """Some words of a tile, without their rest, and zeros between; a value's place is the number of bits above its own."""
+    """Some words of a tile, without their rest; the number of bits above its own is a value's place in its word."""
     tile = tl.program_id(0)
     row = tl.arange(0, 32)[:, None]
     place = tl.arange(0, 32)[None, :]
     each: tl.constexpr = 4 if INT8 else 2  # values that share an int32
-    above = (tl.full([1, 32], 0xFFFFFFFE, tl.uint32) << place.to(tl.uint32))
+    above = tl.full([1, 32], 0xFFFFFFFE, tl.uint32) << place.to(tl.uint32)
     mask_at = mask_ptr + tile.to(tl.int64) * words * 32 + row
     values_at = values_ptr + tile.to(tl.int64) * words * (EACH * each * 32) + row * each
     scales_at = scales_ptr + tile * tl.cdiv(words, SCALE_WORDS) * 32 + row
@@ -390,7 +391,15 @@ def _expand(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _expand_rest(  # type: ignore[no-untyped-def]
-    rest_ptr, lengths_ptr, starts_ptr, scales_ptr, out_ptr, columns, words, SCALE_WORDS: tl.constexpr, INT8: tl.constexpr
+    rest_ptr,
+    lengths_ptr,
+    starts_ptr,
+    scales_ptr,
+    out_ptr,
+    columns,
+    words,
+    SCALE_WORDS: tl.constexpr,
+    INT8: tl.constexpr,
 ):
     """Put the rest of a tile into the weight that :func:`_expand` has made."""
     tile = tl.program_id(0)

@@ -95,7 +95,7 @@ def tile(weight: SparseWeight) -> Tiles:
 def untile(tiles: Tiles) -> SparseWeight:
     """The weight that was laid out, without values that are kept though their bits are all zero."""
     rows, columns = tiles.shape
-    tile_count, words = tiles.mask.shape[:2]
+    words = tiles.mask.shape[1]
     kept = unpack_mask(_row_by_row(tiles.mask).view(torch.uint8)).view(-1, words, WORD).flip(-1)
     values = _row_by_row(tiles.values).flatten(-2)
     if tiles.group:
@@ -160,7 +160,7 @@ def _room(counts: Tensor, each: int, columns: int) -> int:
 
 
 def _lay_rest(rest: Tensor, bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The entries ``(32G, W, 32)`` of ``bits`` where ``rest`` is set, the number for each row, and where tiles begin."""
+    """Entries for ``bits`` ``(32G, W, 32)`` where ``rest`` is set, their number for each row, and where tiles begin."""
     counts = rest.flatten(1).sum(1)
     lengths = counts.view(-1, ROWS).amax(1)
     ends = lengths.cumsum(0) * ROWS
@@ -184,5 +184,3 @@ def _rest_entries(tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
     sign = 1 << (7 if tiles.group else 15)
     used = value != 0
     return row[used], (entries >> 16)[used], ((value ^ sign) - sign)[used]
-
-

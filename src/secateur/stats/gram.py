@@ -25,10 +25,12 @@ class Gram:
 
     Attributes:
         matrix: G, positive definite, ``(I, I)`` float32.
+        dead: which channels never had an input, bool ``(I,)``; by default none.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, dead: Tensor | None = None) -> None:
         self.matrix = matrix
+        self.dead = torch.zeros(len(matrix), dtype=torch.bool, device=matrix.device) if dead is None else dead
 
     @cached_property
     def inverse_factor(self) -> Tensor:
@@ -53,12 +55,16 @@ class Gram:
         return values, vectors
 
 
-def damped(sums: Tensor) -> Gram:
+def damped(sums: Tensor, sequences: int = 1) -> Gram:
     """Σ x xᵀ, ``(I, I)``, as SparseGPT takes it: with a share of its mean diagonal added to the diagonal.
 
-    Fewer tokens than channels leave the sums singular.
+    Fewer tokens than channels leave the sums singular. The authors' H is 2 / ``sequences`` times these sums, and what
+    they do before the damping depends on that scale: a dead channel's diagonal becomes 1, here half the sequences.
     """
-    return _raised(sums, DAMPING * sums.diagonal().mean().expand(len(sums)))
+    gram = _with_dead(sums, max(1, sequences) / 2)
+    diagonal = gram.matrix.diagonal()
+    diagonal += DAMPING * diagonal.mean()
+    return gram
 
 
 def shrunk(sums: Tensor) -> Gram:
@@ -68,15 +74,19 @@ def shrunk(sums: Tensor) -> Gram:
     estimated from few samples; the weights are drawn towards the dense ones, by as much in loud channels as
     in quiet ones.
     """
-    return _raised(sums, SHRINKAGE * sums.diagonal())
+    gram = _with_dead(sums, 1)
+    diagonal = gram.matrix.diagonal()
+    diagonal += SHRINKAGE * sums.diagonal()
+    return gram
 
 
-def _raised(sums: Tensor, ridge: Tensor) -> Gram:
+def _with_dead(sums: Tensor, alone: float) -> Gram:
+    """A copy of the sums with ``alone`` on the diagonal of the channels that never had an input."""
     matrix = sums.float().clone()
     diagonal = matrix.diagonal()
-    diagonal += ridge
-    diagonal[diagonal == 0] = 1  # a channel that never had an input
-    return Gram(matrix)
+    dead = diagonal == 0
+    diagonal[dead] = alone
+    return Gram(matrix, dead)
 
 
 def output_error(weight: Tensor, dense: Tensor, gram: Tensor) -> float:

@@ -13,32 +13,37 @@ class InputStats:
 
     Attributes:
         tokens: number of tokens seen.
+        sequences: number of sequences that they came in.
         square_sum: ``(I,)`` float64, Σ x² per channel. A batch is summed in float32, batches in float64.
         rows: every ``stride``-th input row as seen, for measuring output errors; see :meth:`sample`.
         gram: Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for.
     """
 
     def __init__(self, features: int, stride: int = 1, device: torch.device | str = "cpu", gram: bool = False) -> None:
-        self.tokens = 0
+        self.tokens = self.sequences = 0
         self.square_sum = torch.zeros(features, dtype=torch.float64, device=device)
         self.stride = stride
         self.rows: list[Tensor] = []
         self.gram = torch.zeros(features, features, device=device) if gram else None
 
-    def update(self, inputs: Tensor) -> None:
-        """Add ``inputs`` of shape ``(..., I)``, any floating dtype."""
+    def update(self, inputs: Tensor, sequences: int | None = None) -> None:
+        """Add ``inputs`` of shape ``(..., I)``, any floating dtype, which come in so many ``sequences``.
+
+        By default there are B of ``(B, ..., I)``, and one of ``(T, I)``, as SparseGPT's authors count.
+        """
         x = inputs.detach().reshape(-1, inputs.shape[-1])
         self.square_sum += x.float().square().sum(0)
         # Rows are counted from the first token of all, so that the size of a batch does not matter.
         self.rows.append(x[-self.tokens % self.stride :: self.stride].clone())
         self.tokens += x.shape[0]
+        self.sequences += sequences if sequences is not None else inputs.shape[0] if inputs.ndim > 2 else 1
         if self.gram is not None:
             self.gram.addmm_(x.float().T, x.float())
 
     def select(self, order: Tensor) -> "InputStats":
         """The statistics of the same inputs with their channels in another order, int64 ``(I,)``."""
         chosen = InputStats(len(order), self.stride)
-        chosen.tokens = self.tokens
+        chosen.tokens, chosen.sequences = self.tokens, self.sequences
         chosen.square_sum = self.square_sum[order]
         chosen.rows = [rows[:, order] for rows in self.rows]
         chosen.gram = self.gram[order][:, order] if self.gram is not None else None
@@ -47,6 +52,7 @@ class InputStats:
     def merge(self, other: "InputStats") -> None:
         """Add what ``other`` saw, as if it had come after."""
         self.tokens += other.tokens
+        self.sequences += other.sequences
         self.square_sum += other.square_sum
         self.rows += other.rows
         if self.gram is not None and other.gram is not None:
@@ -56,7 +62,7 @@ class InputStats:
     def damped(self) -> Gram:
         """The Gram matrix as SparseGPT takes it. Asked for when all inputs have been seen."""
         assert self.gram is not None
-        return damped(self.gram)
+        return damped(self.gram, self.sequences)
 
     @cached_property
     def shrunk(self) -> Gram:

@@ -1,0 +1,69 @@
+"""One valid folder or file of every kind that Secateur reads, tiny."""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import torch
+
+import secateur
+from secateur.recipe import Recipe
+from tests import pico
+
+TEXT = "Laws that cannot fail say nothing; the quick brown fox jumps over the lazy dog. " * 30
+PLAIN = Recipe(score="magnitude", sparsity=0.5)
+
+
+def make(root: Path) -> None:
+    """In ``root``: model folders as they come and as Secateur writes them, a folder of other files, and a text."""
+    dense = pico.save("llama-gqa-tied", root / "dense", torch.bfloat16)
+    (root / "text.txt").write_text(TEXT)
+    secateur.prune(dense, root / "sharded", PLAIN)
+    recipe = Recipe(pattern="2:4", score="ria", calibration=str(root / "text.txt"), samples=2, length=16)
+    secateur.prune(dense, root / "pruned", recipe)
+    secateur.prune(dense, root / "gather", Recipe.from_dict(recipe.to_dict() | {"fold": "gather"}))
+    secateur.pack(root / "pruned", root / "packed")
+    secateur.pack(root / "pruned", root / "int8", int8=True)
+    files = root / "files"
+    files.mkdir()
+    (files / "recipe.yaml").write_text("score: ria\npattern: '2:4'\nskip: ['*.o_proj']\nsamples: 4\nguard: false\n")
+    (files / "text.txt").write_text(TEXT)
+    rows = [{"text": TEXT[i : i + 300], "id": i, "meta": {"a": [i]}} for i in range(8)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (files / "text.jsonl").write_bytes(lines)
+    (files / "text.jsonl.gz").write_bytes(gzip.compress(lines))
+    parquet.write_table(arrow.table({"text": [row["text"] for row in rows], "id": [0] * 8}), files / "text.parquet")
+    if importlib.util.find_spec("gguf"):
+        write_gguf(files / "model.gguf")
+
+
+def write_gguf(path: Path) -> None:
+    """A llama as llama.cpp stores it, with a tokenizer of bytes."""
+    import gguf
+
+    model, words = pico.build("llama-gqa-tied"), [*list(pico.tokenizer().get_vocab())[:-1], "ab"]
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([1] * len(words))
+    writer.add_token_merges(["a b"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if (stored := names.get_name(name, try_suffixes=(".weight",))) and name != "lm_head.weight":
+            writer.add_tensor(stored, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
