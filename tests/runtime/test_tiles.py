@@ -12,6 +12,7 @@ from secateur.runtime.sparse_linear import MOST_TOKENS, SparseLinear
 from secateur.runtime.tiles import tile, untile
 
 kernels = pytest.importorskip("secateur.runtime.tile_kernels", reason="needs triton", exc_type=ImportError)
+expansion = pytest.importorskip("secateur.runtime.tile_expansion", reason="needs triton", exc_type=ImportError)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PATTERNS = [NM(2, 4), NM(4, 8), NM(16, 32), NM(1, 4), NM(1, 1), Unstructured(0.5), Unstructured(0.97), None]
@@ -115,7 +116,7 @@ def test_expansion_gives_the_dense_weight(pattern, int8):
     for rows, columns in ((20, 64), (40, 160)):
         weight = packed_weight(rows, columns, pattern, int8)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            dense, expected = kernels.expand(tile(weight), dtype), weight.to(dtype).dense()
+            dense, expected = expansion.expand(tile(weight), dtype), weight.to(dtype).dense()
             if not int8:
                 expected = exact(weight).to(dtype)
             if int8 and dtype == torch.bfloat16 and DEVICE == "cpu":  # cut off by the interpreter
@@ -134,7 +135,7 @@ def test_bits_are_counted_and_found(bits):
     def run(bits_ptr, highest_ptr, number_ptr, PTX: tl.constexpr):
         mask = tl.load(bits_ptr).to(tl.uint32, bitcast=True)
         tl.store(highest_ptr, kernels._highest_bit(mask, PTX).to(tl.int32))
-        tl.store(number_ptr, kernels._bits_set(mask, PTX))
+        tl.store(number_ptr, expansion._bits_set(mask, PTX))
 
     for value in bits:
         given = torch.tensor([value - (1 << 32) if value >> 31 else value], dtype=torch.int32, device=DEVICE)

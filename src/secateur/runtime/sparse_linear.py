@@ -154,7 +154,7 @@ class SparseLinear(nn.Module):
         """The dense weight ``(O, I)`` in a type that may be another than its own."""
         if not self.tiled:
             return self.packed().to(dtype).dense()
-        from secateur.runtime.tile_kernels import expand
+        from secateur.runtime.tile_expansion import expand
 
         return expand(self._tiles(), dtype)
 
