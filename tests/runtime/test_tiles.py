@@ -131,7 +131,7 @@ def test_bits_are_counted_and_found(bits):
     import triton
     import triton.language as tl
 
-    @triton.jit
+    @triton.jit  # type: ignore[untyped-decorator]
     def run(bits_ptr, highest_ptr, number_ptr, PTX: tl.constexpr):
         mask = tl.load(bits_ptr).to(tl.uint32, bitcast=True)
         tl.store(highest_ptr, kernels._highest_bit(mask, PTX).to(tl.int32))
@@ -156,15 +156,16 @@ def as_on_a_gpu(monkeypatch):
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_linear_multiplies_with_tiles(tokens, int8):
     weight = packed_weight(37, 96, Unstructured(0.5), int8)
-    linear = SparseLinear(weight, nn.Parameter(torch.randn(37).to(DEVICE, torch.bfloat16)))
+    bias = nn.Parameter(torch.randn(37).to(DEVICE, torch.bfloat16))
+    linear = SparseLinear(weight, bias)
     inputs = torch.randn(tokens, 96).to(DEVICE, torch.bfloat16)
     with torch.no_grad():
         out = linear(inputs)
-    expected = inputs.double() @ exact(weight).double().T + linear.bias.double()
+    expected = inputs.double() @ exact(weight).double().T + bias.double()
     assert out.shape == (tokens, 37) and out.dtype == torch.bfloat16
     assert (out.double() - expected).norm() <= TOLERANCE * expected.norm()
     wide = inputs.float()[None].requires_grad_()
-    linear.bias.data = linear.bias.data.float()
+    bias.data = bias.data.float()
     linear(wide).sum().backward()
     torch.testing.assert_close(wide.grad, exact(weight).sum(0).expand(1, tokens, 96))
 
@@ -174,20 +175,22 @@ def test_a_linear_moves_to_tiles_and_back(int8, monkeypatch):
     weight = packed_weight(37, 96, Unstructured(0.5), int8).on(torch.device("cpu"))
     linear = SparseLinear(weight)
     state = linear.state_dict()
-    assert not linear.tiled
+    layouts = [linear.tiled]
     if DEVICE == "cuda":
         linear.cuda()
     else:
         monkeypatch.setattr(sparse_linear, "_in_tiles", lambda device: True)
         linear.float()  # any move looks at the device
-    assert linear.tiled and linear.mask.dim() == 3
+    layouts.append(linear.tiled)
+    assert linear.mask.dim() == 3
     if DEVICE == "cuda":
         assert torch.equal(linear.state_dict()["weight"].cpu(), state["weight"])
         linear.cpu()
     else:
         monkeypatch.setattr(sparse_linear, "_in_tiles", lambda device: False)
         linear.float()
-    assert not linear.tiled and torch.equal(linear.mask, weight.mask) and torch.equal(linear.weight, weight.dense())
+    assert [*layouts, linear.tiled] == [False, True, False]
+    assert torch.equal(linear.mask, weight.mask) and torch.equal(linear.weight, weight.dense())
     inputs = torch.randn(1, 96).bfloat16()
     assert torch.equal(linear(inputs), SparseLinear(weight)(inputs))
 
