@@ -60,7 +60,7 @@ KNOWN = {
     "qwen3": lambda: _sized(Qwen3Config, num_key_value_heads=2, head_dim=8),
     "gemma2": lambda: _sized(Gemma2Config, num_key_value_heads=2, head_dim=8, sliding_window=16),
     "gemma3": lambda: _sized(Gemma3TextConfig, num_key_value_heads=2, head_dim=8, sliding_window=16),
-    "phi3": lambda: _sized(Phi3Config, num_key_value_heads=2, pad_token_id=0),
+    "phi3": lambda: _sized(Phi3Config, num_key_value_heads=2, pad_token_id=0, bos_token_id=0, eos_token_id=0),
     "opt": lambda: _sized(OPTConfig, **_OPT),
     "opt-350m": lambda: _sized(OPTConfig, **_OPT, word_embed_proj_dim=16, do_layer_norm_before=False),
     "gpt2": lambda: GPT2Config(**_GPT, bos_token_id=0, eos_token_id=0),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from secateur.errors import InputError
+from secateur.errors import InputError, reason
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,8 +19,7 @@ def choose_device(name: str) -> torch.device:
     try:
         return torch.empty(1, device=name).device  # only using a device shows that it is there
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({reason}); give auto, cpu or cuda") from None
+        raise InputError(f"device {name!r} cannot be used here ({reason(error)}); give auto, cpu or cuda") from None
 
 
 def check_dtype(name: str) -> None:
@@ -58,6 +57,17 @@ def full_precision() -> Iterator[None]:
             torch.set_float32_matmul_precision(name)
         for backend, precision in zip(backends, allowed, strict=True):
             backend.fp32_precision = precision
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let torch compute with so many threads for a while: sums that are parted otherwise round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,6 +1,8 @@
-"""SHA-256 of texts and tensors: how what was read and written is told apart."""
+"""SHA-256 of texts, tensors and files: how what was read and written is told apart."""
 
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,4 +21,19 @@ def nonzeros_digest(weight: Tensor) -> str:
 
 def bytes_digest(weight: Tensor) -> str:
     """SHA-256 of the bytes of ``weight`` as it is stored."""
-    return digest(weight.cpu().contiguous().view(torch.uint8))
+    return digest(weight.cpu().contiguous().flatten().view(torch.uint8))
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: their names, types, shapes and bytes, in the order of their names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.cpu().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,20 +1,19 @@
 """Pack the pruned weights of a model folder, and unpack them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from secateur.checkpoint import MANIFEST, ORDERS, Source, Writer, check_destination, local_folder
+from secateur.checkpoint import MANIFEST, Source, Workspace, Writer, check_apart, local_folder, opened, read_orders
 from secateur.checkpoint.layout import PACKED_TYPE
 from secateur.checkpoint.packed import as_tensors
 from secateur.checkpoint.sparse import BITS, SparseWeight, pack_int8
 from secateur.checkpoint.sparse import pack as pack_bits
 from secateur.errors import InputError
+from secateur.files import MOST_BYTES_OF_LISTS, member, read_object
 from secateur.models.blocks import blocks_of, family_of
 from secateur.progress import Progress
 
@@ -54,22 +53,23 @@ def pack(
         model: a pruned model: a hub name, a folder, or a ``.gguf`` file. It need not come from Secateur.
         out: the folder to write; plain transformers refuses it, :func:`secateur.load` runs it.
         int8: round the kept values to int8, with a scale for each row and 128 columns.
-        force: replace a model folder that is already there.
+        force: replace a model folder that Secateur wrote.
         progress: is told how far it is.
 
     Raises:
         InputError: when something given cannot be used, or nothing would get smaller; nothing is written then.
     """
-    out, progress = Path(out), progress or Progress()
-    check_destination(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with progress, local_folder(str(model), out.parent) as folder, Writer(out, force) as writer:
+    progress = progress or Progress()
+    with progress, Workspace(out, model, force=force) as work, local_folder(str(model), work.folder) as folder:
+        check_apart(work.out, folder)
+        work.begin()
         source = Source(folder)
         if source.packed:
             raise InputError(f"{model} is packed already")
         skeleton = source.skeleton(torch.float32)
         blocks = blocks_of(skeleton, family_of(skeleton))
         progress.start("pack", len(blocks), "blocks")
+        writer = Writer(work, 1 + len(blocks))
         inside = tuple(block.prefix for block in blocks)
         outer = source.read([name for name in source.names() if not name.startswith(inside)])
         _add(writer, source.stacks.split(outer), {})
@@ -92,8 +92,8 @@ def pack(
                 f"no linear in the blocks of {model} would get smaller: they have too few zeros "
                 "(a zero with a minus sign counts as a weight)"
             )
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        writer.finish(folder, _manifest(folder), _orders(folder), config={"model_type": PACKED_TYPE, "base": config})
+        config = {"model_type": PACKED_TYPE, "base": read_object(folder / "config.json")}
+        writer.finish(folder, _manifest(folder), read_orders(folder), config=config)
     after = sum(packed.values())
     return Packing(str(model), int8, len(packed), before, after, total, total - before + after)
 
@@ -106,27 +106,28 @@ def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress:
     Args:
         model: a folder that :func:`pack` wrote.
         out: the folder to write.
-        force: replace a model folder that is already there.
+        force: replace a model folder that Secateur wrote.
         progress: is told how far it is.
 
     Raises:
         InputError: when the folder is not a packed one, or is damaged; nothing is written then.
     """
-    folder, out, progress = Path(model), Path(out), progress or Progress()
-    check_destination(out, force)
-    source = Source(folder)
-    if not source.packed:
-        raise InputError(f"{folder} is not packed")
-    with progress, Writer(out, force) as writer:
+    folder, progress = Path(model), progress or Progress()
+    with progress, Workspace(out, folder, force=force) as work:
+        source = opened(folder)
+        if not source.packed:
+            raise InputError(f"{folder} is not packed")
         shards: dict[Path, list[str]] = {}
         for name in source.names():
-            shards.setdefault(source.files[source.stacks.parts(name)[0]], []).append(name)
+            shards.setdefault(source.held[source.stacks.parts(name)[0]].file, []).append(name)
         progress.start("unpack", len(shards), "files")
+        work.begin()
+        writer = Writer(work, len(shards))
         for _, names in sorted(shards.items()):
             writer.add(source.stacks.split(source.read(names)))
             progress.advance(1)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["base"]
-        writer.finish(folder, _manifest(folder), _orders(folder), config=config)
+        config = read_object(folder / "config.json")["base"]
+        writer.finish(folder, _manifest(folder), read_orders(folder), config=config)
 
 
 def pack_if_smaller(weight: Tensor, int8: bool, name: str) -> SparseWeight | None:
@@ -157,10 +158,6 @@ def _bytes(tensors: dict[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _orders(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / ORDERS) if (folder / ORDERS).is_file() else {}
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = member(folder, MANIFEST)
+    return read_object(path, MOST_BYTES_OF_LISTS) if path else {}

@@ -24,7 +24,8 @@ class Unstructured:
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
-            raise InputError(f"sparsity {self.sparsity} is not in [0, 1)")
+            share = f"; {self.sparsity:g} % is {self.sparsity / 100:g}" if 1 <= self.sparsity < 100 else ""
+            raise InputError(f"sparsity {self.sparsity} is not in [0, 1){share}")
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g} %"

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -44,3 +44,7 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """Seconds by stage, to the millisecond."""
         return {stage: round(spent, 3) for stage, spent in self._spent.items()}
+
+    def set(self, seconds: Mapping[str, float]) -> None:
+        """Go on from what an earlier run spent, by stage."""
+        self._spent.update(seconds)

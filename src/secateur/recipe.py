@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import fnmatch
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ import yaml
 from cyclopts import Group, Parameter
 
 from secateur.errors import InputError
+from secateur.files import read_text
 from secateur.patterns import NM, Pattern, Scope, Unstructured, parse_nm
 from secateur.permute.searches import SEARCHES
 from secateur.reconstruct.methods import RECONSTRUCTIONS
@@ -166,8 +168,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise InputError(f"score {self.score!r} is none of {', '.join(SCORES)}")
-        if not self.alpha >= 0:
+        if self.alpha < 0:
             raise InputError(f"alpha {self.alpha} is negative: it would favour channels with small inputs")
+        if not math.isfinite(self.alpha):
+            raise InputError(f"alpha {self.alpha} is not a number that a score can be raised to")
         if self.sparsity is not None and self.pattern is not None:
             raise InputError(f"give a sparsity ({self.sparsity}) or a pattern ({self.pattern}), not both")
         if self.samples < 1 or self.length < 2:
@@ -182,6 +186,8 @@ class Recipe:
             raise InputError("--compare-folds needs a --pattern, a --permute, and --fold exact or gather")
         if self.held_out == self.samples:
             raise InputError("the guard holds out samples: take at least 2 (--samples), or go without (--no-guard)")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"seed {self.seed} is not in [0, 2^63)")
         if self.communities < 1:
             raise InputError(f"{self.communities} communities are too few")
         _ = self.target  # refuses a pattern or sparsity that makes no sense
@@ -251,13 +257,16 @@ class Recipe:
         """
         file = Path(__file__).parent / "recipes" / f"{path}.yaml" if path in PRESETS else Path(path)
         try:
-            data = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            data = yaml.safe_load(read_text(file)) or {}
         except OSError as error:
-            presets = ", ".join(PRESETS)
+            near = difflib.get_close_matches(str(path), PRESETS, 1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(
-                f"recipe {path} cannot be read ({error.strerror}), and the presets are {presets}"
+                f"recipe {path} cannot be read ({error.strerror}), and the presets are {', '.join(PRESETS)}{meant}"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except InputError:
+            raise
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number may have too many digits
             raise InputError(f"recipe {path} is not YAML: {error}") from None
         return cls.from_dict(data, str(path))
 

@@ -1,20 +1,23 @@
 """Prove, from the files alone, that a written model is what its manifest says."""
 
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isclose
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.checkpoint import MANIFEST, ORDERS, Source, local_folder
+from secateur.checkpoint import INDEX, MANIFEST, Source, local_folder, opened, read_orders
 from secateur.devices import full_precision
-from secateur.digests import bytes_digest, nonzeros_digest
+from secateur.digests import bytes_digest, file_digest, nonzeros_digest
 from secateur.errors import InputError
-from secateur.masks import obeys
+from secateur.files import member, read_as
+from secateur.masks import obeys, sparsity_of
 from secateur.models.blocks import Block
 from secateur.models.fold import fold_block, fold_outer, spread_to_queries
 from secateur.models.gather import ORDER
@@ -38,12 +41,14 @@ class Verdict:
         failures: per check that failed, the tensors that it failed on (or what was wrong).
         logit_difference: largest difference of a logit between the folded model and the unfolded masked
             dense one, as a share of the largest logit; None when no dense model was given.
+        unchecked: what was not checked, in words.
     """
 
     model: str
     checked: list[str]
     failures: dict[str, list[str]] = field(default_factory=dict)
     logit_difference: float | None = None
+    unchecked: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -54,11 +59,14 @@ class Verdict:
 def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     """Check a folder that :func:`secateur.prune` wrote.
 
-    ``pattern``: every pruned linear obeys the pattern as it is stored. ``zeros`` and ``bytes``: its zeros are
-    where the mask put them, and its bytes those that were written. Given the dense model, ``weights``: every
-    tensor is the dense one, masked and in the recorded order of channels, bit for bit (pruned weights that
-    were reconstructed excepted); and ``logits``: the model computes the same as with all channels in the
-    dense model's order.
+    ``layers``: the linears that the manifest lists are all that its recipe prunes. ``pattern``: each obeys the pattern
+    as it is stored. ``zeros`` and ``bytes``: its zeros are where the mask put them, and its bytes those that were
+    written. ``sparsity``: the figures in the manifest are those of the files. ``unpruned``: all other tensors are as
+    they were written. ``files``: so are the config, the tokenizer and what else lies beside them.
+
+    Given the dense model, ``weights``: every tensor is the dense one, masked and in the recorded order of channels, bit
+    for bit (pruned weights that were reconstructed excepted); and ``logits``: the model computes the same as with all
+    channels in the dense model's order.
 
     Args:
         model: the folder that was written.
@@ -68,43 +76,37 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         InputError: when the folder was not written by Secateur, or a model cannot be read.
     """
     folder = Path(model)
-    if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} was not written by secateur: it has no {MANIFEST}")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        listed = [layer["name"] for layer in manifest["layers"]]
-        recipe = Recipe.from_dict(manifest["recipe"], MANIFEST)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / MANIFEST} is damaged: {error!r}") from error
-    source = Source(folder)
+    manifest, recipe = _read_manifest(folder)
+    source = opened(folder)
     if any(entry.group for entry in source.sparse.values()):
         raise InputError(f"{folder} holds weights rounded to int8: verify the folder that it was packed from")
     task = prepare(source.skeleton(torch.float32), recipe)
-    linears = _linears(source, task.blocks)
-    if absent := [name for name in listed if name not in linears]:
-        raise InputError(f"{folder} lacks {', '.join(absent[:3])}, which {MANIFEST} lists")
-    failures: dict[str, list[str]] = {}
-    for layer in manifest["layers"]:
-        block, linear = linears[layer["name"]]
-        weight = block.stored(linear, source.read([block.prefix + linear.tensor]))
-        if not obeys(weight, task.patterns[layer["name"]]):
-            failures.setdefault("pattern", []).append(layer["name"])
-        if nonzeros_digest(weight) != layer["nonzeros_sha256"]:
-            failures.setdefault("zeros", []).append(layer["name"])
-        if bytes_digest(weight) != layer["weight_sha256"]:
-            failures.setdefault("bytes", []).append(layer["name"])
-    patterns = " and ".join(dict.fromkeys(str(task.patterns[name]) for name in listed))
-    checked = [f"{len(listed)} linears obey {patterns} as stored", "their zeros and bytes are those that were written"]
+    linears = {block.full_name(linear): (block, linear) for block in task.blocks for linear in block.linears}
+    failures = {"layers": _amiss([layer.name for layer in manifest.layers], linears)}
+    known = {layer.name: layer for layer in manifest.layers if layer.name in linears}
+    failures |= _check_linears(source, task, linears, known, manifest.sparsity)
+    patterns = " and ".join(dict.fromkeys(str(task.patterns[name]) for name in linears))
+    checked = [
+        f"{len(linears)} linears obey {patterns} as stored, and there are no others that the recipe prunes",
+        "their zeros and bytes are those that were written",
+    ]
+    unchecked = []
+    if manifest.unpruned_sha256 is None:
+        unchecked.append(f"all other tensors: {MANIFEST} has no digests of them")
+    else:
+        failures["unpruned"] = _check_unpruned(source, task.blocks, manifest.unpruned_sha256)
+        checked.append(f"so are {len(manifest.unpruned_sha256)} other tensors")
+    if manifest.files is None:
+        unchecked.append(f"the config and the tokenizer, but for sizes and ids: {MANIFEST} has no digests of them")
+    else:
+        failures["files"] = _check_files(folder, manifest.files)
+        checked.append("and the config, the tokenizer and what else lies beside the weights")
     difference = None
-    if dense is not None:
-        with local_folder(str(dense)) as unpruned:
-            unfolded = _unfolded(source, task)
-            wrong = _compare(
-                unfolded, Source(unpruned), [linears[name] for name in listed], recipe.reconstruct != "none"
-            )
-            difference = _logit_difference(folder, Source(unpruned), unfolded)
-        if wrong:
-            failures["weights"] = wrong
+    if dense is None:
+        unchecked.append("whether the weights and logits are the dense model's (--dense)")
+    else:
+        wrong, difference = _compare_with(dense, source, task, [linears[name] for name in known])
+        failures |= {"weights": wrong}
         if not difference <= LOGIT_TOLERANCE:
             failures["logits"] = [f"differ by {difference:.2g} of the largest"]
         checked += [
@@ -113,25 +115,110 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
             else "all tensors are the dense model's, masked and in the recorded order",
             "the logits are those of the same weights in the dense model's order",
         ]
-    return Verdict(str(model), checked, failures, difference)
+    found = {check: where for check, where in failures.items() if where}
+    return Verdict(str(model), checked, found, difference, unchecked)
 
 
-def _linears(source: Source, blocks: Sequence[Block]) -> dict[str, tuple[Block, Linear]]:
-    """Every linear that is pruned and whose weight the folder has, by its full name."""
-    present = set(source.names())
-    return {
-        block.full_name(linear): (block, linear)
-        for block in blocks
-        for linear in block.linears
-        if block.prefix + linear.tensor in present
-    }
+class _Layer(msgspec.Struct, frozen=True):
+    """What is checked of what the manifest says of a linear."""
+
+    name: str
+    sparsity: float
+    nonzeros_sha256: str
+    weight_sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What is checked of the manifest; see :func:`secateur.prune` and :class:`~secateur.pruning.result.LayerResult`."""
+
+    recipe: dict[str, Any]
+    sparsity: float
+    layers: list[_Layer]
+    unpruned_sha256: dict[str, str] | None = None
+    files: dict[str, str] | None = None
+
+
+def _read_manifest(folder: Path) -> tuple[_Manifest, Recipe]:
+    if not folder.is_dir() or (path := member(folder, MANIFEST)) is None:
+        raise InputError(f"{folder} was not written by secateur: it has no {MANIFEST}")
+    manifest = read_as(_Manifest, path)
+    return manifest, Recipe.from_dict(manifest.recipe, str(path))
+
+
+def _amiss(listed: Sequence[str], linears: Collection[str]) -> list[str]:
+    """What the manifest leaves out of the linears that the recipe prunes, and what it lists besides, or twice."""
+    more = list((Counter(listed) - Counter([*linears])).elements())
+    return [f"{name} is not in {MANIFEST}" for name in linears if name not in listed] + [
+        f"{name} is in {MANIFEST}, but not among the linears that its recipe prunes, or twice" for name in more
+    ]
+
+
+def _check_linears(
+    source: Source,
+    task: Task,
+    linears: Mapping[str, tuple[Block, Linear]],
+    known: Mapping[str, _Layer],
+    sparsity: float,
+) -> dict[str, list[str]]:
+    """The names of pruned linears that are not as the recipe and the manifest have them, by what is wrong."""
+    failures: dict[str, list[str]] = {"pattern": [], "zeros": [], "bytes": [], "sparsity": []}
+    zeros = numbers = 0
+    for name, (block, linear) in linears.items():
+        weight = block.stored(linear, source.read([block.prefix + linear.tensor]))
+        zeros, numbers = zeros + weight.numel() - int(weight.count_nonzero()), numbers + weight.numel()
+        if not obeys(weight, task.patterns[name]):
+            failures["pattern"].append(name)
+        if name not in known:
+            continue
+        if nonzeros_digest(weight) != known[name].nonzeros_sha256:
+            failures["zeros"].append(name)
+        elif not isclose(sparsity_of(weight), known[name].sparsity):
+            failures["sparsity"].append(f"{name} has {sparsity_of(weight):.2%} zeros, not {known[name].sparsity:.2%}")
+        if bytes_digest(weight) != known[name].weight_sha256:
+            failures["bytes"].append(name)
+    if not failures["zeros"] and not isclose(zeros / numbers, sparsity):
+        failures["sparsity"].append(f"{zeros / numbers:.2%} of all weights are zero, not {sparsity:.2%}")
+    return failures
+
+
+def _check_unpruned(source: Source, blocks: Sequence[Block], digests: Mapping[str, str]) -> list[str]:
+    """The names of tensors that are not pruned and differ from what was written, or that were not there then."""
+    pruned = {name for block in blocks for name in block.pruned}
+    others = [name for name in source.names() if name not in pruned]
+    changed = [name for name in others if bytes_digest(source.read([name])[name]) != digests.get(name)]
+    return changed + [f"{name} is gone" for name in digests.keys() - set(others)]
+
+
+def _check_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """The names of files that are not as they were written, those of weights left out: their tensors are checked."""
+    names = [name for name in digests if not name.endswith(".safetensors") and name != INDEX]
+    paths = {name: member(folder, Path(name).name) for name in names}
+    return [name for name, path in paths.items() if path is None or file_digest(path) != digests[name]]
+
+
+# ---------------------------------------------------------------- against the dense model
+
+
+def _compare_with(
+    dense: str | Path, source: Source, task: Task, pruned: list[tuple[Block, Linear]]
+) -> tuple[list[str], float]:
+    """The names of tensors that are not those of the dense model, and how far logits differ, as a share."""
+    with local_folder(str(dense)) as unpruned:
+        original = Source(unpruned)
+        ours = {name: source.shape(name) for name in source.names() if not name.endswith(ORDER)}
+        theirs = {name: original.shape(name) for name in original.names()}
+        if ours != theirs:
+            names = sorted(name for name, _ in ours.items() ^ theirs.items())
+            raise InputError(f"{dense} is another model than {source.folder}: they differ in {', '.join(names[:3])}")
+        unfolded = _unfolded(source, task)
+        wrong = _compare(unfolded, original, pruned, task.recipe.reconstruct != "none")
+        return wrong, _logit_difference(source.folder, original, unfolded)
 
 
 def _unfolded(source: Source, task: Task) -> dict[str, Tensor]:
     """All tensors with their channels back in the order of the dense model."""
     tensors = source.read([name for name in source.names() if not name.endswith(ORDER)])
-    path = source.folder / ORDERS
-    orders = load_file(path) if path.is_file() else {}
+    orders = read_orders(source.folder)
     if task.recipe.fold == "none" or not orders:
         return tensors
     for space, rule in task.family.rules.items():

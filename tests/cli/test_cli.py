@@ -1,12 +1,14 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from rich.console import Console
+from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from secateur.cli import main
 from secateur.console import speed
@@ -130,7 +132,7 @@ def test_too_few_tokens_and_dead_channels_are_reported(tmp_path, dense, capsys):
         (["prune", "DENSE", "--out", "OUT", "--sparsity", "1"], "not in"),
         (["prune", "DENSE", "--out", "OUT", "--score", "best"], "best"),
         (["prune", "DENSE", "--out", "OUT", "--scor", "ria"], "--score"),
-        (["prune", "DENSE", "--out", "DENSE"], "--force"),
+        (["prune", "DENSE", "--out", "DENSE"], "holds the model itself"),
         (["prune", "DENSE"], "--out"),
         (["prune", "DENSE", "--out", "OUT", "--recipe", "none.yaml"], "none.yaml"),
         (["eval", "DENSE", "--data", "missing.txt"], "no file missing.txt"),
@@ -158,3 +160,18 @@ def test_bad_input_exits_with_2_and_one_message(tmp_path, dense, capsys, words, 
 def test_the_command_is_installed():
     result = subprocess.run([sys.executable, "-m", "secateur", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.strip()
+
+
+def test_what_stays_dense_is_said(tmp_path, capsys):
+    for name, said in (("llama-mha", False), ("lfm2", True)):
+        dense = pico.save(name, tmp_path / name)
+        assert run("prune", dense, "--out", tmp_path / f"{name}-out", "--score", "magnitude", "--quiet") == 0
+        assert ("stay dense" in capsys.readouterr().out) == said
+    torch.manual_seed(0)
+    config = OlmoeConfig(**pico._SIZES, num_experts=4, num_experts_per_tok=2, bos_token_id=0, eos_token_id=0)
+    OlmoeForCausalLM(config).save_pretrained(tmp_path / "olmoe")
+    pico.tokenizer().save_pretrained(tmp_path / "olmoe")
+    assert run("prune", tmp_path / "olmoe", "--out", tmp_path / "olmoe-out", "--score", "magnitude", "--quiet") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"\b8\d% of the weights in the blocks stay dense", shown)
+    assert "mlp.experts.gate_up_proj, mlp.experts.down_proj" in shown

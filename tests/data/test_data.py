@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from secateur import data
-from secateur.data import sources
-from secateur.errors import InputError
+from secateur.data import readers, sources
+from secateur.errors import InputError, Notice
 from tests import pico
 
 ROWS = ["The first row.", "", "A third, longer row of text.", "Four."]
@@ -142,12 +142,72 @@ def test_too_little_text_says_what_to_do(tokenizer):
         ("latin.txt", b"\xff\xfe\xfa", "cannot be read as text"),
         ("fake.jsonl.gz", b"not gzip", "cannot be read as text"),
         ("fake.parquet", b"not parquet", "cannot be read as parquet"),
+        ("damaged.jsonl.gz", gzip.compress(b"x" * 999)[:12] + b"\xff" * 20, "cannot be read as text"),
+        ("cut.jsonl.gz", gzip.compress(bytes(999))[:-9], "cannot be read as text"),
+        ("deep.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("digits.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "line 1: not JSON"),
+        ("half.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', "row 2: not a text, it has half a character"),
+        ("null.jsonl", b'{"text": null}\n', "holds no text"),
+        ("later.jsonl", b'{"text": null}\n{"text": ["a"]}\n', "line 2: no text in 'text'"),
+        ("ids.jsonl", b'{"prompt_id": "abc", "n": 3}\n', "no column named 'text', but 'prompt_id'"),
+        (
+            "chats.jsonl",
+            b'{"id": "a", "conversations": [{"from": "human"}]}\n',
+            "chats .*'conversations'.*template",
+        ),
+        ("chats2.jsonl", b'{"title": "a", "messages": [{"role": "user"}]}\n', "holds chats .*'messages'"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         data.load_text(str(tmp_path / name), "calibration")
+
+
+def test_an_empty_row_may_come_first(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": null, "title": "x"}\n{"text": "words", "title": "y"}\n')
+    assert data.load_text(str(tmp_path / "a.jsonl"), "calibration").rows == ["", "words"]
+
+
+def test_a_text_is_read_as_far_as_stated_and_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_TEXT", 2 << 20)
+    monkeypatch.setattr(sources, "MOST_DOCUMENTS", 5 << 20)
+    whole = "é" * (1 << 20)  # of two bytes each
+    rows = [whole, "more", whole + "more", whole]
+    for path in (
+        jsonl(tmp_path / "a.jsonl.gz", rows),
+        parquet(tmp_path / "b.parquet", rows),
+    ):
+        with pytest.warns(Notice, match="only the first 2 MB are used"):
+            assert "".join(data.load_text(str(path), "evaluation").rows) == whole
+        with pytest.warns(Notice) as notices:
+            found = data.load_text(f"c4:{path}", "calibration").rows
+        assert [len(row) for row in found] == [1 << 20, 4, 1 << 20, (1 << 19) - 4]
+        assert "the first 2 MB of row 3" in str(notices[0].message)
+        assert "only the first 5 MB are used" in str(notices[1].message)
+    (tmp_path / "c.txt").write_text(whole + "x", encoding="utf-8")
+    with pytest.warns(Notice, match="first 2 MB"):
+        assert data.load_text(str(tmp_path / "c.txt"), "calibration").joined == whole
+    (tmp_path / "d.txt").write_text(whole, encoding="utf-8")
+    assert data.load_text(str(tmp_path / "d.txt"), "calibration").joined == whole
+
+
+def test_a_line_without_end_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MOST_LINE", 1000)
+    path = jsonl(tmp_path / "a.jsonl.gz", ["x" * 10_000])
+    with pytest.raises(InputError, match="line 1: longer than 1,000 characters"):
+        data.load_text(str(path), "calibration")
+
+
+def test_c4_as_it_is_distributed_is_read_as_json(tmp_path):
+    path = jsonl(tmp_path / "c4-train.00000-of-01024.json.gz", ROWS)
+    assert data.load_text(f"c4:{path}", "calibration").rows == ROWS
+
+
+def test_ids_that_the_model_does_not_know_are_refused():
+    data.check_ids(torch.tensor([[0, 255]]), 256, "t")
+    with pytest.raises(InputError, match="makes the id 256 of t, and the model's vocabulary has 256"):
+        data.check_ids(torch.tensor([[0, 256]]), 256, "t")
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "c4:missing.jsonl"])
@@ -177,6 +237,10 @@ def test_any_hub_dataset_with_a_text_column(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *name, streaming: {"train": rows})
     assert len(data.load_text("some/corpus", "calibration").rows) == 100
     assert len(data.load_text("some/corpus/config", "calibration", need=15).rows) == 4  # 60 characters each
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *name, streaming: {"first": rows, "second": rows})
+    with pytest.raises(InputError, match="some/corpus has no split train to read: it has first, second"):
+        data.load_text("some/corpus", "calibration")
 
     def unreachable(*name, streaming):
         raise ConnectionError("no network")

@@ -7,6 +7,7 @@ import yaml
 import secateur
 from secateur.errors import InputError
 from secateur.evaluation.task_files import read_tasks
+from tests import pico
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tasks"
 
@@ -85,4 +86,4 @@ def test_a_folder_without_tasks_and_two_of_one_name_are_refused(tmp_path):
 def test_without_lm_eval_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match=r"pip install 'secateur\[tasks\]'"):
-        secateur.evaluate(tmp_path, tasks=["rte"])
+        secateur.evaluate(pico.save("llama-mha", tmp_path), tasks=["rte"])

@@ -49,12 +49,19 @@ class Calibration:
         self._progress = progress or Progress()
         self._stream: Stream | None = None
 
-    def observe(self, index: int) -> tuple[dict[str, InputStats], Guard | None]:
-        """Statistics by the names of the linears of block ``index``, still dense, and its guard."""
+    def observe(self, index: int, finished: bool = False) -> tuple[dict[str, InputStats], Guard | None]:
+        """Statistics by the names of the linears of block ``index``, still dense, and its guard.
+
+        There are none of a block that is ``finished``: the samples only move on through it as they would have.
+        """
         if not self._batches:
             return {}, None
         if self._stream is None:
             self._stream = Stream(self._model, self._blocks, self._batches, self._progress, held_out=self._held_out)
+        if finished:
+            if self._one_shot and not self._is_last(index):
+                self._stream.advance(index)
+            return {}, None
         guard = Guard(self._stream, index) if self._held_out else None
         stride = max(1, self._stream.tokens // ERROR_ROWS)
         return self._stream.observe(index, stride, self._one_shot and not self._is_last(index), self._gram), guard

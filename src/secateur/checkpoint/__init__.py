@@ -1,14 +1,18 @@
 """Model folders in and out, a block at a time.
 
 A checkpoint is a plain Hugging Face folder: config, tokenizer, safetensors. :class:`Source` reads its
-tensors by name without loading the rest; :class:`Writer` writes one shard per block into a hidden folder
-beside the destination, which takes its final name only when everything is in it.
+tensors by name without loading the rest; :class:`Writer` writes one shard per block in a :class:`Workspace`, a hidden
+folder beside the destination, from which the model takes its final name only when everything is in it.
 """
 
+from secateur.checkpoint.checks import check, check_finite, opened, read_orders
+from secateur.checkpoint.config import context_of, load_into
+from secateur.checkpoint.destination import check_apart
 from secateur.checkpoint.layout import INDEX, MANIFEST, ORDERS, WEIGHTS
-from secateur.checkpoint.resolve import convert, load_whole, local_folder, outline
-from secateur.checkpoint.source import Source, context_of, load_into
-from secateur.checkpoint.writer import Writer, check_destination
+from secateur.checkpoint.resolve import check_there, convert, load_whole, local_folder, outline
+from secateur.checkpoint.source import Source
+from secateur.checkpoint.workspace import Workspace
+from secateur.checkpoint.writer import Writer
 
 __all__ = [
     "INDEX",
@@ -16,12 +20,18 @@ __all__ = [
     "ORDERS",
     "WEIGHTS",
     "Source",
+    "Workspace",
     "Writer",
-    "check_destination",
+    "check",
+    "check_apart",
+    "check_finite",
+    "check_there",
     "context_of",
     "convert",
     "load_into",
     "load_whole",
     "local_folder",
+    "opened",
     "outline",
+    "read_orders",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from secateur.errors import InputError
+
 _EXPERT = re.compile(r"(.*)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(w[123]|(?:gate|up|down)_proj)\.weight")
 # The stack that each kind goes to, and its place among the rows there.
 _STACKS = {
@@ -33,7 +35,7 @@ class Stacks:
     """
 
     def __init__(self, files: Iterable[str]) -> None:
-        """Sort the names of the tensors that the files hold."""
+        """Sort the names of the tensors that the files hold; raises :class:`InputError` where experts are missing."""
         self.members: dict[str, list[list[str]]] = {}
         self._stored: dict[str, str] = {}  # of all others, the name in the files
         layers: dict[str, dict[int, dict[int, str]]] = {}
@@ -46,6 +48,8 @@ class Stacks:
             else:
                 self._stored[_current_name(name)] = name
         for stack, experts in layers.items():
+            if (numbers := sorted(experts)) != list(range(len(experts))):
+                raise InputError(f"the files hold experts {', '.join(map(str, numbers))} of {stack}: some are missing")
             self.members[stack] = [[parts[part] for part in sorted(parts)] for _, parts in sorted(experts.items())]
         self.names = list(self._stored)
 

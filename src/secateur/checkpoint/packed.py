@@ -1,13 +1,14 @@
 """Sparse weights in safetensors files (``docs/format.md``): what a file declares, and its parts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from secateur.checkpoint.sparse import BITS, SparseWeight
-from secateur.errors import InputError
+from secateur.checkpoint.shards import FLOATS, reading
+from secateur.checkpoint.sparse import BITS, WORD, SparseWeight
+from secateur.errors import InputError, reason
 
 VERSION = 1
 KEY = "secateur"  # of the metadata of a safetensors file
@@ -37,11 +38,8 @@ def declared(shard: Path) -> dict[str, Entry]:
     Raises:
         InputError: when the file is damaged, of another version, or lacks parts of what it declares.
     """
-    try:
-        with safe_open(shard, framework="pt") as file:
-            text, present = (file.metadata() or {}).get(KEY), set(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{shard} is damaged or incomplete: {error}") from error
+    with reading(shard) as file:
+        text, present = (file.metadata() or {}).get(KEY), set(file.keys())
     if text is None:
         raise InputError(f"{shard} lies in a packed folder, but its metadata has no {KEY!r}")
     try:
@@ -49,8 +47,8 @@ def declared(shard: Path) -> dict[str, Entry]:
         if version != VERSION:
             raise InputError(f"{shard} is of version {version} of the sparse format; this Secateur reads {VERSION}")
         weights = msgspec.json.decode(text, type=_Header).weights
-    except msgspec.DecodeError as error:
-        raise InputError(f"{shard} is damaged: its metadata {KEY!r} cannot be read ({error})") from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InputError(f"{shard} is damaged: its metadata {KEY!r} cannot be read ({reason(error)})") from error
     for name, entry in weights.items():
         if absent := sorted(set(parts_of(name, entry)) - present):
             raise InputError(f"{shard} declares {name}, but lacks {', '.join(absent)}")
@@ -65,17 +63,39 @@ def parts_of(name: str, entry: Entry) -> list[str]:
     return [f"{name}.{part}" for part in ("mask", "values", *(("scales",) if entry.group else ()))]
 
 
+def check_parts(shard: Path, name: str, entry: Entry, parts: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    """Compare what is declared of a sparse weight with types and shapes of its parts, as the header has them.
+
+    What only the mask can tell, the number of values, is checked when it is read.
+
+    Raises:
+        InputError: when they do not agree.
+    """
+    (rows, columns), group = entry.shape, entry.group
+    if rows < 1 or columns < 1 or group < 0 or group % WORD:
+        raise InputError(f"{shard}: {name} cannot have the shape {rows} × {columns} and groups of {group}")
+    number = parts[1][1][0] if len(parts[1][1]) == 1 else 0
+    expected = [("U8", (rows, WORD // 8 * -(-columns // WORD))), ("I8" if group else FLOATS[entry.dtype], (number,))]
+    expected += [("BF16", (rows, -(-columns // group)))] if group else []
+    for part, found, wanted in zip(parts_of(name, entry), parts, expected, strict=True):
+        if found != wanted:
+            raise InputError(f"{shard}: {part} is {_words(*found)}, and its entry needs {_words(*wanted)}")
+    if number > rows * columns:
+        raise InputError(f"{shard}: {name} has {number} values, more than {rows} × {columns}")
+
+
+def _words(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {' × '.join(map(str, shape))}"
+
+
 def read_sparse(shard: Path, name: str, entry: Entry) -> SparseWeight:
     """One sparse weight of ``shard``.
 
     Raises:
         InputError: when the file is damaged, or the parts do not agree.
     """
-    try:
-        with safe_open(shard, framework="pt") as file:
-            mask, values, *scales = (file.get_tensor(part) for part in parts_of(name, entry))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{shard} is damaged or incomplete: {error}") from error
+    with reading(shard) as file:
+        mask, values, *scales = (file.get_tensor(part) for part in parts_of(name, entry))
     dtype = _DTYPES[entry.dtype]
     weight = SparseWeight(entry.shape, dtype, mask, values, scales[0] if scales else None, entry.group)
     weight.check(f"{name} in {shard}")

@@ -1,58 +1,59 @@
 """Turn what a user calls a model into a folder of safetensors."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
-from secateur.checkpoint.layout import COMPANIONS
-from secateur.checkpoint.source import Source, empty_model, naming, read_config
-from secateur.errors import InputError
+from secateur.checkpoint.checks import check, check_size
+from secateur.checkpoint.config import build_config, check_depth, described_model, read_written
+from secateur.checkpoint.durable import scratch_folder
+from secateur.checkpoint.gguf import read_contents
+from secateur.checkpoint.layout import ADAPTERS, COMPANIONS, INDEX, WEIGHTS
+from secateur.checkpoint.source import Source
+from secateur.errors import InputError, naming, reason
+from secateur.models.gather import ORDER
+
+# For a model of which there is nothing but its config.
+FEW_TENSORS, MOST_WEIGHTS = 10_000, 100 * 10**12
+
+_FILES = (*COMPANIONS, *ADAPTERS[:1], WEIGHTS, INDEX, "model-*.safetensors")
 
 
 @contextmanager
 def local_folder(model: str, scratch: Path | None = None) -> Iterator[Path]:
-    """Turn what a user calls a model into a folder of safetensors, for as long as the context is open.
+    """Turn what a user calls a model into a folder of safetensors, checked, for as long as the context is open.
 
     Args:
         model: a hub name, a folder, or a ``.gguf`` file.
         scratch: where a GGUF file or a checkpoint of an old layout is unpacked for the time being.
     Raises:
-        InputError: when there is nothing there, or nothing that can be read safely.
+        InputError: when there is nothing there, or nothing that can be read safely; see
+            :func:`~secateur.checkpoint.checks.check`.
     """
     path = Path(model)
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"there is no file {path}")
+        _check_gguf(path)
         folder, gguf_file = path.parent, path.name
     else:
         folder, gguf_file = path if path.exists() else _download(model), None
-        if Source(folder).fits_model():
+        if check(Source(folder)):
             yield folder
             return
-    with tempfile.TemporaryDirectory(prefix=".secateur-", dir=scratch) as name:
-        converted = Path(name)
+    with scratch_folder(scratch) as converted:
         convert(folder, converted, gguf_file)
-        if not Source(converted).fits_model():
+        if not check(Source(converted)):
             raise InputError(
-                f"{model} keeps its weights in a layout that is not supported: transformers stores them otherwise than "
-                "it holds them (stacked experts, for instance)"
+                f"{model} cannot be read in parts: transformers keeps the weights of such a model "
+                f"({Source(converted).config.model_type}) in files under other names than in memory"
             )
         yield converted
 
 
 def outline(model: str) -> PreTrainedModel:
-    """The model that a user calls so, in bfloat16 and without its weights, which are neither fetched nor read.
+    """The model that a user calls so, without its weights, which are neither fetched nor read: all on the meta device.
 
     Args:
         model: a hub name, a folder that may hold nothing but its config, or a ``.gguf`` file.
@@ -61,19 +62,44 @@ def outline(model: str) -> PreTrainedModel:
     """
     path = Path(model)
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"there is no file {path}")
-        with naming(path):
-            config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        return _check_gguf(path)
+    folder = path if path.exists() else _download(model, ["config.json"])
+    written = read_written(folder)
+    described = described_model(build_config(written), written.path, FEW_TENSORS, 2 * MOST_WEIGHTS)
+    if (weights := sum(parameter.numel() for parameter in described.parameters())) > MOST_WEIGHTS:
+        raise InputError(f"{written.path} describes a model of {weights:,} weights: its sizes make no sense")
+    return described
+
+
+def check_there(model: str) -> None:
+    """Check what a user calls a model as far as that takes no time: of one on the hub, that there is one.
+
+    Raises:
+        InputError: as :func:`local_folder` does.
+    """
+    path = Path(model)
+    if path.suffix == ".gguf":
+        _check_gguf(path)
+    elif path.exists():
+        check(Source(path))
     else:
-        config, _, _ = read_config(path if path.exists() else _download(model, ["config.json"]))
+        read_written(_download(model, ["config.json"]))
+
+
+def _check_gguf(path: Path) -> PreTrainedModel:
+    """The model in a GGUF file, without its weights, compared with what the file holds."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    contents = read_contents(path)
     with naming(path):
-        skeleton = empty_model(config, torch.bfloat16)
-    skeleton.tie_weights()  # a weight that serves twice is there once
-    return skeleton
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    check_depth(config.to_dict(), contents.tensors, path)
+    model = described_model(config, path, contents.tensors, 2 * contents.weights)
+    check_size(model, contents.weights, path)
+    return model
 
 
-def _download(model: str, files: Sequence[str] = (*COMPANIONS, "model*.safetensors")) -> Path:
+def _download(model: str, files: Sequence[str] = _FILES) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -82,9 +108,8 @@ def _download(model: str, files: Sequence[str] = (*COMPANIONS, "model*.safetenso
     except HFValidationError:
         raise InputError(f"there is no folder or file {model}, and it cannot be a hub name") from None
     except Exception as error:  # the hub's client raises whatever its transport raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"there is no folder {model}, and the hub does not give a model of that name ({reason}); "
+            f"there is no folder {model}, and the hub does not give a model of that name ({reason(error)}); "
             "check the name and the connection, or give a local folder or .gguf file"
         ) from error
 
@@ -121,4 +146,6 @@ def load_whole(folder: Path, **options: Any) -> PreTrainedModel:
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     if absent := sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}):
         raise InputError(f"{folder} lacks weights of its model, or has them in another shape: {', '.join(absent[:3])}")
+    if more := sorted(name for name in info["unexpected_keys"] if not name.endswith(ORDER)):
+        raise InputError(f"{folder} holds tensors that its model does not have: {', '.join(more[:3])}")
     return model

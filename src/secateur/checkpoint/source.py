@@ -1,38 +1,34 @@
 """Read a model folder, tensor by tensor."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
 from pathlib import Path
 
+import msgspec
 import torch
-from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from secateur.checkpoint.config import build_config, empty_model, read_written
 from secateur.checkpoint.experts import Stacks
-from secateur.checkpoint.layout import GATHER_TYPE, INDEX, PACKED_TYPE, WEIGHTS
-from secateur.checkpoint.packed import Entry, declared, parts_of, read_sparse
+from secateur.checkpoint.layout import INDEX, WEIGHTS
+from secateur.checkpoint.packed import Entry, check_parts, declared, parts_of, read_sparse
+from secateur.checkpoint.shards import FLOATS, Held, read_header, reading
 from secateur.checkpoint.sparse import SparseWeight
-from secateur.errors import InputError
+from secateur.digests import file_digest
+from secateur.errors import InputError, naming
+from secateur.files import member, read_as
 
 
 class Source:
     """A model folder whose tensors are read when they are asked for.
 
+    Only headers are read to make one; :func:`~secateur.checkpoint.checks.check` compares them with the config.
+
     Attributes:
         folder: the folder.
         config: its Hugging Face config.
         gathers: whether its norms need orders that only Secateur applies (``--fold gather``).
-        files: the safetensors file of each tensor that the files hold.
+        held: what the files hold, by the names there; sparse weights as the dense ones that they stand for.
         stacks: which of them the model has as one tensor. All else here goes by the model's names.
         packed: whether it is a packed folder.
         sparse: what its files say of their sparse weights, by name; to all else they look like dense ones.
@@ -40,47 +36,50 @@ class Source:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config, self.packed, self.gathers = read_config(folder)
-        self.files = self._index()
+        written = read_written(folder)
+        self.packed, self.gathers = written.packed, written.gathers
+        self.held = self._headers()
+        self.config = build_config(written, len(self.held))
         self.sparse: dict[str, Entry] = {}
         if self.packed:
             self._find_sparse()
-        self.stacks = Stacks(self.files)
+        self.stacks = Stacks(self.held)
 
-    def _index(self) -> dict[str, Path]:
+    def _headers(self) -> dict[str, Held]:
         # As transformers looks for them: whatever else lies in the folder is not this model's.
-        if (self.folder / WEIGHTS).is_file():
-            return dict.fromkeys(_keys(self.folder / WEIGHTS), self.folder / WEIGHTS)
-        if (self.folder / INDEX).is_file():
-            return self._from_index(self.folder / INDEX)
+        if path := member(self.folder, WEIGHTS):
+            return read_header(path)
+        if path := member(self.folder, INDEX):
+            return self._from_index(path)
         raise InputError(
             f"{self.folder} holds neither {WEIGHTS} nor {INDEX}; pickled weights (.bin, .pt) are not read: "
             "convert them with save_pretrained first"
         )
 
-    def _from_index(self, index: Path) -> dict[str, Path]:
-        try:
-            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{index} is damaged: {error!r}") from None
-        for file in sorted(set(weight_map.values())):
+    def _from_index(self, index: Path) -> dict[str, Held]:
+        weight_map = read_as(_Index, index).weight_map
+        held: dict[str, Held] = {}
+        for name in sorted(set(weight_map.values())):
             # What a file says is never to be trusted with a path.
-            if Path(file).name != file or not file.endswith(".safetensors"):
-                raise InputError(f"{index} names {file!r}, which is not the name of a .safetensors file beside it")
-            if not (self.folder / file).is_file():
-                raise InputError(f"{self.folder} lacks {file}, which its index names")
-        return {name: self.folder / file for name, file in weight_map.items()}
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise InputError(f"{index} names {name!r}, which is not the name of a .safetensors file beside it")
+            if (path := member(self.folder, name)) is None:
+                raise InputError(f"{self.folder} lacks {name}, which its index names")
+            held |= {key: one for key, one in read_header(path).items() if weight_map.get(key, name) == name}
+        if absent := [key for key in weight_map if key not in held]:
+            raise InputError(f"{self.folder} lacks {', '.join(absent[:3])}, which its index names")
+        return held
 
     def _find_sparse(self) -> None:
-        """Let sparse weights stand in ``files`` in place of their parts."""
-        for shard in sorted(set(self.files.values())):
+        """Let sparse weights stand in ``held`` in place of their parts."""
+        for shard in sorted({one.file for one in self.held.values()}):
             for name, entry in declared(shard).items():
                 if name in self.sparse:
                     raise InputError(f"{self.folder} declares {name} in two files")
+                parts = [self.held.pop(part) for part in parts_of(name, entry)]
+                check_parts(shard, name, entry, [(part.dtype, part.shape) for part in parts])
                 self.sparse[name] = entry
-                self.files[name] = shard
-                for part in parts_of(name, entry):
-                    self.files.pop(part, None)
+                self.held[name] = Held(shard, entry.shape, FLOATS[entry.dtype])
 
     def refuse_gathers(self, purpose: str) -> None:
         """Raise :class:`InputError` if plain transformers could not load it: ``purpose`` says what it is not for."""
@@ -89,9 +88,28 @@ class Source:
         if self.gathers:
             raise InputError(f"{self.folder} was written with --fold gather, and cannot be {purpose}")
 
+    def fingerprint(self) -> dict[str, str]:
+        """What tells that the files are others, by name: SHA-256 of the config, and of each header and size."""
+        found = {"config.json": file_digest(self.folder / "config.json")}
+        for path in sorted({one.file for one in self.held.values()}):
+            with path.open("rb") as file:
+                header = file.read(int.from_bytes(start := file.read(8), "little"))
+            found[path.name] = hashlib.sha256(start + header + str(path.stat().st_size).encode()).hexdigest()
+        return found
+
     def names(self, prefix: str = "") -> list[str]:
         """The names of the tensors that begin with ``prefix``, in the order of their files."""
         return [name for name in self.stacks.names if name.startswith(prefix)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the tensor ``name``; raises :class:`InputError` when the layers of a stack differ."""
+        layers = [[self.held[part].shape for part in layer] for layer in self.stacks.layers(name)]
+        if name not in self.stacks.members:
+            return layers[0][0]
+        shapes = {(sum(shape[0] for shape in layer), *layer[0][1:]) for layer in layers if all(layer)}
+        if len(shapes) != 1 or len({shape[1:] for layer in layers for shape in layer}) > 1:
+            raise InputError(f"{self.folder}: the experts of {name} differ in shape, or one of them lacks a part")
+        return (len(layers), *shapes.pop())
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The tensors of these names, in the dtype in which they are stored, on the CPU.
@@ -102,17 +120,14 @@ class Source:
         wanted = [part for name in names for part in self.stacks.parts(name)]
         parts = {part: self.read_sparse(part).dense() for part in wanted if part in self.sparse}
         plain = [part for part in wanted if part not in self.sparse]
-        for path in dict.fromkeys(self.files[part] for part in plain):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    parts |= {part: file.get_tensor(part) for part in plain if self.files[part] == path}
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{path} is damaged or incomplete: {error}") from error
+        for path in dict.fromkeys(self.held[part].file for part in plain):
+            with reading(path) as file:
+                parts |= {part: file.get_tensor(part) for part in plain if self.held[part].file == path}
         return {name: self.stacks.join(name, parts) for name in names}
 
     def read_sparse(self, name: str) -> SparseWeight:
         """One of the weights in ``sparse``; raises :class:`InputError` when it is damaged."""
-        return read_sparse(self.files[name], name, self.sparse[name])
+        return read_sparse(self.held[name].file, name, self.sparse[name])
 
     def skeleton(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
         """The model without its weights: parameters on the meta device, buffers on ``device``, in eval mode.
@@ -128,84 +143,8 @@ class Source:
         with naming(self.folder):
             return AutoTokenizer.from_pretrained(self.folder, config=self.config, trust_remote_code=False)
 
-    def fits_model(self) -> bool:
-        """Whether the tensors are named as today's model names them, its output head excepted.
 
-        Nothing here runs the head, and some families store it under another name.
-        """
-        model = self.skeleton(torch.float32)
-        head = model.get_output_embeddings()
-        free = {id(p) for p in head.parameters()} if head is not None else set()
-        expected = {name for name, p in model.named_parameters() if id(p) not in free}
-        return expected <= set(self.names())
+class _Index(msgspec.Struct, frozen=True):
+    """What ``model.safetensors.index.json`` says: the file of each tensor."""
 
-
-def read_config(folder: Path) -> tuple[PreTrainedConfig, bool, bool]:
-    """The config of the model in ``folder``, whether its weights are packed, and whether its norms need orders.
-
-    Raises:
-        InputError: when there is none, or it cannot be used.
-    """
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is not a model folder: it has no config.json")
-    try:
-        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        packed = written.get("model_type") == PACKED_TYPE
-        base = written["base"] if packed else written
-        gathers = base.get("model_type") == GATHER_TYPE
-        base = base["base"] if gathers else base
-        config = (
-            AutoConfig.for_model(**base)
-            if gathers or packed
-            else AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        )
-    except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
-    if quantization := getattr(config, "quantization_config", None):
-        kind = dict(quantization).get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-        raise InputError(f"{folder} is quantized ({kind}): give the original model, in float32, bfloat16 or float16")
-    return config, packed, gathers
-
-
-def context_of(config: PreTrainedConfig) -> int | None:
-    """The most tokens that a model of ``config`` takes, or None where it does not say."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def empty_model(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """The model of ``config`` with parameters on the meta device and buffers on ``device``, in eval mode."""
-    with torch.device(device), init_empty_weights(include_buffers=False):
-        # Only this way of running experts multiplies with each one's weight by itself.
-        eager = {"experts_implementation": "eager"}
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **eager)
-    return model.eval()
-
-
-@contextmanager
-def naming(folder: Path) -> Iterator[None]:
-    """Turn what transformers raises into an :class:`InputError` that names the folder."""
-    try:
-        yield
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        raise InputError(f"{folder} cannot be loaded: {error}") from error
-
-
-def _keys(shard: Path) -> list[str]:
-    try:
-        with safe_open(shard, framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{shard} is damaged or incomplete: {error}") from error
-
-
-def load_into(module: nn.Module, tensors: dict[str, Tensor], prefix: str, device: torch.device) -> None:
-    """Give ``module`` real weights: ``tensors`` of names that begin with ``prefix``, in the module's own dtype.
-
-    Weights that already have that dtype and device are shared, not copied.
-    """
-    dtypes = {name: p.dtype for name, p in (*module.named_parameters(), *module.named_buffers())}
-    state = {
-        (key := name.removeprefix(prefix)): tensor.to(device, dtypes.get(key, tensor.dtype))
-        for name, tensor in tensors.items()
-    }
-    module.load_state_dict(state, strict=False, assign=True)
+    weight_map: dict[str, str]

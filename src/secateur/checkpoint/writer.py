@@ -1,115 +1,104 @@
 """Write a model folder, a shard at a time."""
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secateur.checkpoint.layout import COMPANIONS, GATHER_TYPE, INDEX, MANIFEST, ORDERS
-from secateur.errors import InputError
+from secateur.checkpoint.workspace import MODEL, Workspace
+from secateur.files import member, read_object
 
 
 class Writer:
-    """Writes a model folder that has its name only when it is whole.
+    """Writes the shards of a model folder in a workspace, one after the other, and puts the folder in place.
 
-    Used as a context: leaving it after :meth:`finish` puts the folder in place; leaving it by an
-    exception, or not at all because the process died, leaves what was at ``out`` untouched.
+    Raises:
+        OSError: from any method, when the disk is full or fails.
     """
 
-    def __init__(self, out: Path, force: bool = False) -> None:
-        self.out = out
-        self.force = force
-        check_destination(out, force)
+    def __init__(self, work: Workspace, shards: int) -> None:
+        """Nothing is written yet.
 
-    def __enter__(self) -> "Writer":
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".partial", dir=self.out.parent))
-        self.folder.chmod(0o755)  # mkdtemp's folders are private
-        self.shards: list[dict[str, int]] = []
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        Args:
+            work: which has begun.
+            shards: how many there will be.
+        """
+        self._work, self._total = work, shards
+        self._shards: list[dict[str, int]] = []  # by the tensors' names, their bytes
 
     def add(self, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-        """Write one shard of named tensors; ``metadata`` in place of what transformers asks of a file it loads."""
-        self.shards.append({name: tensor.nbytes for name, tensor in tensors.items()})
+        """Write the next shard of named tensors; ``metadata`` in place of what transformers asks of a file it loads."""
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, self.folder / f"{len(self.shards)}.shard", metadata=metadata or {"format": "pt"})
+        self._save(self._name(len(self._shards)), contiguous, metadata or {"format": "pt"})
+        self._count(tensors)
+
+    def has(self, index: int) -> bool:
+        """Whether an earlier run has finished the shard of this number, from 0."""
+        return self._work.intact(f"{MODEL}/{self._name(index)}")
+
+    def again(self) -> dict[str, Tensor]:
+        """The tensors of the next shard, which an earlier run has finished: it counts as added."""
+        tensors = load_file(self._work.folder / MODEL / self._name(len(self._shards)))
+        self._count(tensors)
+        return tensors
+
+    def _name(self, index: int) -> str:
+        return f"model-{index + 1:05}-of-{self._total:05}.safetensors"
+
+    def _count(self, tensors: dict[str, Tensor]) -> None:
+        self._shards.append({name: tensor.nbytes for name, tensor in tensors.items()})
+
+    def _save(self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+        with self._work.file(f"{MODEL}/{name}") as path:
+            try:
+                save_file(tensors, path, metadata=metadata)
+            except SafetensorError as error:  # which hides what the system said
+                raise OSError(f"{name} cannot be written in {path.parent}: {error}") from error
 
     def finish(
         self,
         companions_from: Path,
-        manifest: dict[str, Any] | None,
+        manifest: dict[str, Any],
         orders: dict[str, Tensor] | None = None,
         gathers: bool = False,
         config: dict[str, Any] | None = None,
     ) -> None:
-        """Name the shards, add config, tokenizer, manifest and orders, and put the folder in place.
+        """Add the index, config, tokenizer, orders and manifest, and put the folder in place.
 
         Args:
             companions_from: the folder whose config and tokenizer these are.
-            manifest: the content of ``secateur.json``, if there is to be one.
+            manifest: the content of ``secateur.json``. It gets ``files``, the SHA-256 of every other file: by them
+                ``--force`` knows what it may replace.
             orders: int64 tensors to keep beside the weights.
             gathers: the model is wrong without its gather orders: plain transformers must refuse it.
             config: the content of ``config.json``, where it is not that of ``companions_from``.
         """
-        total = len(self.shards)
-        weight_map: dict[str, str] = {}
-        for number, shard in enumerate(self.shards, 1):
-            name = f"model-{number:05}-of-{total:05}.safetensors"
-            (self.folder / f"{number}.shard").rename(self.folder / name)
-            weight_map |= dict.fromkeys(shard, name)
-        size = sum(sum(shard.values()) for shard in self.shards)
-        _write_json(
-            self.folder / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-        )
-        for pattern in COMPANIONS:
-            for file in companions_from.glob(pattern):
-                if not file.name.endswith(".index.json") and file.name != MANIFEST:
-                    shutil.copyfile(file, self.folder / file.name)
-        if config is not None:
-            _write_json(self.folder / "config.json", config)
+        weight_map = {name: self._name(number) for number, shard in enumerate(self._shards) for name in shard}
+        size = sum(sum(shard.values()) for shard in self._shards)
+        self._write_json(INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
+        for name in COMPANIONS:
+            if file := member(companions_from, name):
+                with self._work.file(f"{MODEL}/{name}") as path:
+                    shutil.copyfile(file, path)
         if gathers:
-            config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-            _write_json(self.folder / "config.json", {"model_type": GATHER_TYPE, "base": config})
+            config = {"model_type": GATHER_TYPE, "base": read_object(companions_from / "config.json")}
+        if config is not None:
+            self._write_json("config.json", config)
         if orders:
-            save_file({name: order.contiguous() for name, order in orders.items()}, self.folder / ORDERS)
-        if manifest is not None:
-            _write_json(self.folder / MANIFEST, manifest)
-        self._put_in_place()
+            self._save(ORDERS, {name: order.contiguous() for name, order in orders.items()})
+        written = {
+            Path(name).name: digest for name, digest in self._work.journal.files.items() if name.startswith(f"{MODEL}/")
+        }
+        written.pop(MANIFEST, None)
+        manifest["files"] = dict(sorted(written.items()))
+        self._write_json(MANIFEST, manifest)
+        self._work.put_in_place()
 
-    def _put_in_place(self) -> None:
-        check_destination(self.out, self.force)
-        if not self.out.exists():
-            self.folder.rename(self.out)
-            return
-        # A folder that has something in it cannot be replaced in one step: step aside, and back on failure.
-        aside = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".old", dir=self.out.parent))
-        os.replace(self.out, aside)
-        try:
-            self.folder.rename(self.out)
-        except OSError:
-            os.replace(aside, self.out)
-            raise
-        shutil.rmtree(aside)
-
-
-def check_destination(out: Path, force: bool) -> None:
-    """Raise :class:`InputError` when writing to ``out`` would overwrite something without ``force``."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise InputError(f"{out} exists and is not a folder")
-    if out.exists() and not force and any(out.iterdir()):
-        raise InputError(f"{out} exists; give another --out, or --force to replace it")
-    if out.exists() and force and any(out.iterdir()) and not (out / "config.json").is_file():
-        raise InputError(f"{out} is not a model folder, and --force does not replace anything else")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        with self._work.file(f"{MODEL}/{name}") as path:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,24 +1,30 @@
 """The command line: a thin skin over the Python API.
 
-Exit codes: 0 success, 1 a failed check, 2 bad input, 130 interrupted. Results go to standard output,
-progress and errors to standard error. Modules here import torch, transformers and tables of results only inside of
-commands: help, completion and the answer to a typo take a fraction of a second.
+Exit codes: 0 success, 1 a failed check, 2 bad input, 70 a bug, 128 + n stopped by signal n (130 is Ctrl-C). Results go
+to standard output, progress and errors to standard error. Modules here import torch, transformers and tables of results
+only inside of commands: help, completion and the answer to a typo take a fraction of a second.
 """
 
+import io
 import itertools
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import cyclopts
 
 from secateur.cli import checks, models, running  # noqa: F401 (their commands join the app)
 from secateur.cli.common import app
-from secateur.errors import InputError
+from secateur.cli.failures import report, say
+from secateur.errors import Notice
 from secateur.recipe import Recipe
 
-BAD_INPUT, INTERRUPTED = 2, 130
+SIGNALLED = 128
 
 
 def _value_of(option: str, tokens: Sequence[str]) -> str | None:
@@ -42,20 +48,56 @@ def _defaults(tokens: Sequence[str]) -> list[cyclopts.config.Dict]:
     return [cyclopts.config.Dict({"prune": given}, source=file)]
 
 
+class _Stopped(KeyboardInterrupt):
+    """A signal that asks the process to end: whatever cleans up after Ctrl-C does so after this as well."""
+
+
+def _stop(number: int, _: object) -> None:
+    raise _Stopped(number)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Let signals that would end the process at once end it as Ctrl-C does; not those that it is to ignore (nohup)."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names if signal.getsignal(getattr(signal, name)) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    from secateur.console.terminal import err
+
+    if issubclass(category, Notice):
+        err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     from secateur.console.terminal import err
 
     tokens = sys.argv[1:] if tokens is None else tokens
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     logging.disable(logging.WARNING)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers obeys it too, without being loaded yet
     try:
-        app.config = _defaults(tokens)
-        app(tokens, error_console=err)
-    except InputError as error:
-        err.print("[bold red]error:[/]", end=" ")
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        err.print("interrupted")
-        sys.exit(INTERRUPTED)
+        with _signals(), warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            warnings.simplefilter("always", Notice)
+            app.config = _defaults(tokens)
+            app(tokens, error_console=err)
+    except Exception as error:
+        sys.exit(report(error))
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if isinstance(stop, _Stopped) else signal.SIGINT
+        say(f"stopped by {signal.Signals(number).name}", "\n".join(getattr(stop, "__notes__", ())))
+        sys.exit(SIGNALLED + number)

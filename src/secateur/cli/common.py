@@ -14,12 +14,13 @@ app = App(
     help="Prune large language models after training.",
     version=lambda: secateur.__version__,
     default_parameter=Parameter(negative_iterable=()),
+    suppress_keyboard_interrupt=False,
 )
 app.register_install_completion_command(add_to_startup=False)
 
 Json = Annotated[bool, Parameter(help="Print the result as one JSON document instead of a table.", negative=())]
 Quiet = Annotated[bool, Parameter(help="Draw no progress bars.", negative=())]
-Force = Annotated[bool, Parameter(help="Replace a model folder that is already there.", negative=())]
+Force = Annotated[bool, Parameter(help="Replace a model folder that Secateur wrote.", negative=())]
 
 
 def progress_for(quiet: bool) -> Progress:

@@ -19,6 +19,7 @@ def prune(
     options: Annotated[Recipe, Parameter(name="*")] = Recipe(),  # noqa: B008 (frozen)
     recipe: str | None = None,
     force: Force = False,
+    resume: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -32,11 +33,13 @@ def prune(
         The folder to write.
     recipe
         paper, best, fast, or a YAML file with any of the options below; those given here win.
+    resume
+        Go on after the last block that this command had finished when it was stopped, if it was.
     """
     from secateur.console.models import pruning_notes, pruning_table
     from secateur.console.terminal import out as terminal
 
-    manifest = secateur.prune(model, out, options, force=force, progress=progress_for(quiet))
+    manifest = secateur.prune(model, out, options, force=force, resume=resume, progress=progress_for(quiet))
     if json:
         print_json(manifest)
     else:

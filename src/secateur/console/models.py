@@ -14,6 +14,8 @@ from secateur.packing import Packing
 from secateur.pruning.linear import FEWEST_TOKENS
 from secateur.verification import Verdict
 
+# A share of the weights below this, such as a convolution of a hybrid model, is not worth a note.
+WORTH_SAYING = 0.005
 # Ways to fold, the freest last.
 _FOLDS = ("unordered", "exact", "gather", "none")
 
@@ -50,6 +52,12 @@ def pruning_table(manifest: dict[str, Any]) -> Table:
 def pruning_notes(manifest: dict[str, Any]) -> list[str]:
     """What a reader of the table should know besides: what the guard kept, and layers that saw too little."""
     layers, notes = manifest["layers"], []
+    if (share := sum(manifest["left_dense"].values())) > WORTH_SAYING:
+        kinds = ", ".join(list(manifest["left_dense"])[:3])
+        notes.append(
+            f"{share:.0%} of the weights in the blocks stay dense, since they are no linears that Secateur finds in a "
+            f"{manifest['family']} model: {kinds}{' …' if len(manifest['left_dense']) > 3 else ''}"
+        )
     for step in dict.fromkeys(trial["step"] for trial in manifest["guard"]):
         trials = [trial for trial in manifest["guard"] if trial["step"] == step]
         before, after = (sum(trial[when] for trial in trials) for when in ("before", "after"))
@@ -84,7 +92,7 @@ def verdict_text(verdict: Verdict) -> Text:
         return Text(f"{verdict.model} FAILED\n" + "\n".join(lines), style="bold red")
     measured = verdict.logit_difference
     lines = [*verdict.checked, *([f"largest difference of a logit: {measured:.1e} of the largest"] if measured else [])]
-    return Text(f"{verdict.model}: " + "; ".join(lines))
+    return Text(f"{verdict.model}: {'; '.join(lines)}\nnot checked: {'; '.join(verdict.unchecked)}")
 
 
 def layers_table(found: Inspection) -> Table:

@@ -1,11 +1,24 @@
-"""Rows of text out of local files."""
+"""Rows of text out of local files, one after the other: whoever asks takes as many as it needs.
+
+Nothing is read further than that, and no row is longer than :data:`MOST_LINE`: a compressed file of a few kilobytes may
+hold one line of gigabytes.
+"""
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
-from secateur.errors import InputError
+from secateur.errors import InputError, reason
+
+# Characters. A line of JSON is a document, and hardly any is longer than a book of a megabyte.
+MOST_LINE = 16 << 20
+# Names of columns that hold strings, but no text.
+_NO_TEXT = re.compile(r"(.*[_-])?(id|uuid|url|hash)", re.IGNORECASE)
 
 
 def suffix(path: Path) -> str:
@@ -13,75 +26,119 @@ def suffix(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
-def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, gzipped or not."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        yield from map(str, file)
+@contextmanager
+def _text_of(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 file, gzipped or not, open; raises :class:`InputError` when it turns out to be something else."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            yield file
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as text: {reason(error)}") from None
 
 
-def read_txt(path: Path) -> list[str]:
+def read_txt(path: Path, most: int) -> str:
+    """The first ``most`` characters of a plain file, and one more if there are more."""
+    with _text_of(path) as file:
+        return file.read(most + 1)
+
+
+def _txt_rows(path: Path, most: int) -> Iterator[str]:
     """A plain file is one row."""
-    return ["".join(lines_of(path))]
+    yield read_txt(path, most)
 
 
-def read_jsonl(path: Path, column: str | None = None) -> list[str]:
-    """One row per line: the text in ``column`` of its JSON object."""
-    rows: list[str] = []
-    for number, line in enumerate(lines_of(path), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number}: not a JSON object with a text in it")
-        column = column or text_column(str(path), [key for key, value in record.items() if isinstance(value, str)])
-        if not isinstance(record.get(column), str):
-            raise InputError(f"{path}, line {number}: no text in {column!r}")
-        rows.append(record[column])
-    return rows
+def read_jsonl(path: Path, column: str | None = None) -> Iterator[str]:
+    """One row per line: the text in ``column`` of its JSON object; none where it is null."""
+    with _text_of(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), ""), 1):
+            where = f"{path}, line {number}"
+            if len(line) == MOST_LINE:
+                raise InputError(f"{where}: longer than {MOST_LINE:,} characters, and so no document")
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:  # which may also be a number of too many digits
+                raise InputError(f"{where}: not JSON ({reason(error)})") from None
+            if not isinstance(record, dict):
+                raise InputError(f"{where}: not a JSON object with a text in it")
+            column = column or column_of(str(path), record)
+            if column not in record or not isinstance(record[column], str | None):
+                raise InputError(f"{where}: no text in {column!r}")
+            yield record[column] or ""
 
 
-def read_parquet(path: Path, column: str | None = None) -> list[str]:
+def read_parquet(path: Path, column: str | None = None) -> Iterator[str]:
     """The rows of ``column``."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
     try:
-        schema = parquet.read_schema(path)
+        file = parquet.ParquetFile(path)
+        schema = file.schema_arrow
         texts = [f.name for f in schema if arrow.types.is_string(f.type) or arrow.types.is_large_string(f.type)]
-        column = column or text_column(str(path), texts)
-        return [row or "" for row in parquet.read_table(path, columns=[column]).column(0).to_pylist()]
-    except arrow.ArrowException as error:
-        raise InputError(f"{path} cannot be read as parquet: {error}") from None
+        lists = [f.name for f in schema if arrow.types.is_list(f.type) and arrow.types.is_struct(f.type.value_type)]
+        column = column or text_column(str(path), texts, lists)
+        if column not in texts:
+            raise InputError(f"{path} has no column {column!r} of text")
+        for batch in file.iter_batches(batch_size=256, columns=[column]):
+            yield from (row or "" for row in batch.column(0).to_pylist())
+    except (arrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as parquet: {reason(error)}") from None
 
 
-READERS: dict[str, Callable[[Path], list[str]]] = {
-    ".txt": read_txt,
-    ".jsonl": read_jsonl,
-    ".parquet": read_parquet,
+# By the kind of a file, what reads it: called with the path, and how many characters are wanted at most.
+READERS: dict[str, Callable[[Path, int], Iterable[str]]] = {
+    ".txt": _txt_rows,
+    ".jsonl": lambda path, most: read_jsonl(path),
+    ".json": lambda path, most: read_jsonl(path),
+    ".parquet": lambda path, most: read_parquet(path),
 }
 
 
-def text_column(where: str, columns: Sequence[str]) -> str:
-    """The column that holds the text: ``text``, or else the only one that holds strings."""
-    if "text" in columns:
+def column_of(where: str, record: Mapping[str, Any]) -> str:
+    """The column that holds the text, by the first row of a data set; see :func:`text_column`."""
+    if "text" in record:
+        return "text"  # it may be null in this row
+    texts = [key for key, value in record.items() if isinstance(value, str)]
+    lists = [key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    return text_column(where, texts, lists)
+
+
+def text_column(where: str, texts: Sequence[str], lists: Sequence[str]) -> str:
+    """The column that holds the text: ``text``, or else the only one that holds strings.
+
+    Args:
+        where: what an error names.
+        texts: the columns that hold strings.
+        lists: the columns that hold lists of objects, as chats are.
+
+    Raises:
+        InputError: when that cannot be told, or the rows are chats.
+    """
+    if "text" in texts:
         return "text"
-    if len(columns) == 1:
-        return columns[0]
-    raise InputError(f"{where} has no column named 'text', but {', '.join(map(repr, columns)) or 'none'} with strings")
+    if lists:
+        raise InputError(
+            f"{where} holds chats or other lists ({', '.join(map(repr, lists))}), and no column 'text': write what the "
+            "model's chat template makes of each (tokenizer.apply_chat_template) into one"
+        )
+    likely = [name for name in texts if not _NO_TEXT.fullmatch(name)]
+    if len(likely) == 1:
+        return likely[0]
+    raise InputError(f"{where} has no column named 'text', but {', '.join(map(repr, texts)) or 'none'} with strings")
 
 
-def read_rows(path: Path) -> list[str]:
-    """The rows of a local file of any kind that :data:`READERS` knows.
+def read_rows(path: Path, most: int) -> Iterable[str]:
+    """The rows of a local file of any kind that :data:`READERS` knows, as they are asked for.
+
+    Args:
+        path: the file.
+        most: so many characters are wanted.
 
     Raises:
         InputError: when it is not there, cannot be read, or has no column of text.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    try:
-        return READERS[suffix(path)](path)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from None
+    return READERS[suffix(path)](path, most)

@@ -11,14 +11,21 @@ A source is named by one string:
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from secateur.data import demo
-from secateur.data.readers import READERS, read_jsonl, read_parquet, read_rows, read_txt, suffix, text_column
-from secateur.errors import InputError
+from secateur.data.readers import READERS, column_of, read_jsonl, read_parquet, read_rows, read_txt, suffix
+from secateur.errors import InputError, Notice, reason
+
+# Bytes of UTF-8. A text is tokenized as a whole, which takes some 250 bytes of memory for each of its own;
+# WikiText-2, the longest that the literature treats so, has 11 MB.
+MOST_TEXT = 12 << 20
+# Of documents only those are tokenized that are drawn. The part of C4 that the literature draws from has 0.8 GB.
+MOST_DOCUMENTS = 1 << 30
 
 Purpose = Literal["calibration", "evaluation"]
 
@@ -90,14 +97,17 @@ def load_text(source: str, purpose: Purpose, need: int | None = None) -> Text:
     """
     name, _, file = source.partition(":")
     if name in _CORPORA:
+        most = MOST_DOCUMENTS if (name, purpose) == ("c4", "calibration") else MOST_TEXT
         rows = _local_copy(name, Path(file)) if file else _from_corpus(name, purpose)
-        text = _by_protocol(name, source, rows, purpose)
+        if (name, purpose) == ("c4", "evaluation"):
+            rows = itertools.islice(rows, 1100)
+        text = _by_protocol(name, source, _first(rows, most, source), purpose)
     elif source == "demo":
         text = Text("demo", demo.news() if purpose == "calibration" else demo.wikipedia())
     elif suffix(Path(source)) in READERS:
-        text = Text(source, read_rows(Path(source)))
+        text = Text(source, _first(read_rows(Path(source), MOST_TEXT), MOST_TEXT, source))
     elif re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():
-        text = Text(source, _from_hub(source, purpose, need))
+        text = Text(source, _first(_from_hub(source, purpose, need), MOST_TEXT, source))
     else:
         raise InputError(
             f"{source} is not text to read: give {', '.join(_CORPORA)}, demo, a {', '.join(READERS)} file, "
@@ -116,24 +126,44 @@ def _by_protocol(name: str, source: str, rows: Sequence[str], purpose: Purpose) 
         case "c4", "calibration":
             return Text(source, rows, by_document=True)
         case "c4", "evaluation":
-            return Text(source, rows[:1100], " ", windows=256)
+            return Text(source, rows, " ", windows=256)
         case _:
             return Text(source, rows, " ")
 
 
-def _local_copy(name: str, path: Path) -> list[str]:
+def _first(rows: Iterable[str], most: int, source: str) -> list[str]:
+    """The rows that together have at most so many bytes; the last is cut there, and it is said."""
+    taken: list[str] = []
+    left = most
+    for row in rows:
+        try:
+            content = row.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{source}, row {len(taken) + 1}: not a text, it has half a character ({error})") from None
+        limit = min(left, MOST_TEXT)  # a single document is tokenized as a whole, as a text is
+        taken.append(row if len(content) <= limit else content[:limit].decode(errors="ignore"))
+        if len(content) > limit:
+            what = f"the first {most >> 20} MB" if limit == left else f"the first {limit >> 20} MB of row {len(taken)}"
+            warnings.warn(f"of {source} only {what} are used", Notice, stacklevel=3)
+        left -= len(content)
+        if left < 0:
+            break
+    return taken
+
+
+def _local_copy(name: str, path: Path) -> Iterable[str]:
     """The rows of a local copy of a corpus; a plain file has a row per line."""
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    if suffix(path) in (".jsonl", ".parquet"):
-        return read_rows(path)
-    lines = read_txt(path)[0].splitlines(keepends=True)
+    if suffix(path) in (".json", ".jsonl", ".parquet"):
+        return read_rows(path, MOST_TEXT)
+    lines = read_txt(path, MOST_TEXT).splitlines(keepends=True)
     if name == "wikitext2":  # on the hub a row is a line with its newline, and a blank line is empty
         return [line if line.strip() else "" for line in lines]
     return [line.strip() for line in lines]
 
 
-def _from_corpus(name: str, purpose: Purpose) -> list[str]:
+def _from_corpus(name: str, purpose: Purpose) -> Iterator[str]:
     """The rows of a corpus of the literature, from the hub or its local cache."""
     from huggingface_hub import hf_hub_download
 
@@ -146,7 +176,7 @@ def _from_corpus(name: str, purpose: Purpose) -> list[str]:
     return read_parquet(path, corpus.column) if path.suffix == ".parquet" else read_jsonl(path, corpus.column)
 
 
-def _from_hub(source: str, purpose: Purpose, need: int | None) -> list[str]:
+def _from_hub(source: str, purpose: Purpose, need: int | None) -> Iterator[str]:
     """The first rows of any hub dataset."""
     from datasets import load_dataset
 
@@ -154,13 +184,30 @@ def _from_hub(source: str, purpose: Purpose, need: int | None) -> list[str]:
     splits = ["train"] if purpose == "calibration" else ["test", "validation", "train"]
     try:
         dataset = load_dataset(f"{organisation}/{name}", *config, streaming=True)
-        rows = iter(dataset[next(split for split in splits if split in dataset)])
-        first = next(rows)
+        split = next((split for split in splits if split in dataset), None)
+        rows = iter(dataset[split]) if split else iter(())
+        first: Mapping[str, Any] = next(rows, {})
     except Exception as error:  # as above
         raise _unreachable(source, error) from error
-    column = text_column(source, [key for key, value in first.items() if isinstance(value, str)])
+    if not first:
+        held = f"{split} is empty" if split else f"it has {', '.join(map(str, dataset)) or 'none at all'}"
+        raise InputError(f"{source} has no split {' or '.join(splits)} to read: {held}")
+    column = column_of(source, first)
     # About four characters make a token: read enough for four times the tokens that are needed.
-    return list(_until((row[column] or "" for row in itertools.chain([first], rows)), 16 * need if need else None))
+    return _until(_column(source, itertools.chain([first], rows), column), 16 * need if need else None)
+
+
+def _column(source: str, rows: Iterable[Mapping[str, Any]], column: str) -> Iterator[str]:
+    """The texts in ``column`` of the rows of a hub dataset, which may fail at any of them."""
+    try:
+        for number, row in enumerate(rows, 1):
+            if not isinstance(text := row.get(column) or "", str):
+                raise InputError(f"{source}, row {number}: no text in {column!r}")
+            yield text
+    except InputError:
+        raise
+    except Exception as error:  # as above
+        raise _unreachable(source, error) from error
 
 
 def _until(rows: Iterable[str], characters: int | None) -> Iterator[str]:
@@ -174,8 +221,7 @@ def _until(rows: Iterable[str], characters: int | None) -> Iterator[str]:
 
 
 def _unreachable(name: str, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
-        f"{name} could not be had from the hub ({reason}); check the name and the connection, "
+        f"{name} could not be had from the hub ({reason(error)}); check the name and the connection, "
         "or give a local file: wikitext2:FILE, c4:FILE, ptb:FILE, or a .txt, .jsonl or .parquet file"
     )

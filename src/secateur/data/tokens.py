@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.data.sources import Text
-from secateur.errors import InputError
+from secateur.errors import InputError, naming
 
 
 class Tokenizer(Protocol):
@@ -82,10 +82,21 @@ def evaluation_windows(
     return ids.unfold(0, window, stride or window)[:limit]
 
 
+def check_ids(ids: Tensor, vocabulary: int, where: str) -> None:
+    """Raise :class:`InputError` if some of ``ids``, made of the text ``where``, have no row in the embedding."""
+    if ids.numel() and int(ids.max()) >= vocabulary:
+        raise InputError(
+            f"the tokenizer makes the id {int(ids.max())} of {where}, and the model's vocabulary has {vocabulary}: "
+            "it is not this model's"
+        )
+
+
 def _encode(tokenizer: Tokenizer, text: str) -> Tensor:
     """Token ids of one text, int64 ``(T,)``, with the special tokens that the tokenizer adds by itself."""
     # Texts longer than the model's context are the rule here: verbose=False spares a warning for each.
-    return tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+    with naming("the model's tokenizer", "cannot encode the text"):
+        ids: Tensor = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+    return ids.long()  # of an empty text they come as floats
 
 
 def digest(data: str | Tensor) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur import data as texts
-from secateur.checkpoint import Source, local_folder
+from secateur.checkpoint import Source, check_there, local_folder
 from secateur.devices import check_dtype, choose_device, choose_dtype
 from secateur.errors import InputError
 from secateur.evaluation.perplexity import Perplexity, measure
@@ -84,6 +84,8 @@ def evaluate(
     progress = progress or Progress()
     chosen = choose_device(device)
     need = limit * (window or 2048) if limit else None
+    for name in names:  # before a text is fetched
+        check_there(name)
     sources = [texts.load_text(source, "evaluation", need) for source in asked]
     found = find_tasks(wanted, task_files, shots) if wanted or task_files else None
 

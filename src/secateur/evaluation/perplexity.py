@@ -85,10 +85,16 @@ def measure(
     if not 1 <= step <= length:
         raise InputError(f"a stride of {step} tokens does not fit windows of {length} (--stride)")
     windows = data.evaluation_windows(text, tokenizer, length, step, limit)
+    data.check_ids(windows, model.config.get_text_config().vocab_size, text.source)  # type: ignore[union-attr, operator]
     progress = progress or Progress()
     progress.start(f"perplexity of {name} on {text.source}", windows.numel())
     began = time.perf_counter()
     losses = token_nll(model, windows, progress).double()
+    if wrong := int(losses.isnan().any(1).sum()):
+        raise InputError(
+            f"{name} gives logits that are no numbers (NaN) in {wrong} of {len(windows)} windows of {text.source}: its "
+            "weights are damaged, or overflow in this precision (--dtype float32)"
+        )
     seconds = time.perf_counter() - began
     # A window predicts all but its first token; of these, the ones before the last ``step`` were predicted before.
     fresh = losses[:, -step:]

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from secateur.errors import InputError
+from secateur.files import read_text
 
 # Loaders of data files that come with datasets.
 LOADERS = ("json", "parquet", "csv")
@@ -52,8 +53,8 @@ def read_tasks(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        config = yaml.safe_load(read_text(file))
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         reason = getattr(error, "problem", None) or error
         raise InputError(f"{file} cannot be read as a task of plain data ({reason}); no Python is run") from None
     if not isinstance(config, dict) or not isinstance(config.get("task"), str):

@@ -30,8 +30,8 @@ def block_means(totals: Tensor, counts: Tensor) -> tuple[float, ...]:
 
 
 def interval(mean: float, blocks: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of ``mean`` by the standard error of ``blocks`` and Student's t; None if they are too few."""
-    if len(blocks) < FEWEST:
+    """The 95 % interval of ``mean`` by the standard error of ``blocks`` and Student's t; None where there is none."""
+    if len(blocks) < FEWEST or not all(map(math.isfinite, blocks)):
         return None
     half = _student(len(blocks) - 1) * stdev(blocks) / math.sqrt(len(blocks))
     return mean - half, mean + half

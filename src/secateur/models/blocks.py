@@ -1,6 +1,7 @@
 """Find a model's blocks and the linears in them."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,13 @@ class Block:
     def stored(self, linear: Linear, tensors: Mapping[str, Tensor]) -> Tensor:
         """The weight of one of its linears among the block's stored ``tensors``, ``(O, I)``; a view."""
         return linear.view(tensors[self.prefix + linear.tensor])
+
+    @property
+    def pruned(self) -> set[str]:
+        """The full names of those tensors of which nothing else is left than the linears that are to be pruned."""
+        held = Counter(linear.tensor for linear in self.linears)
+        layers = {x.tensor: len(self.module.get_parameter(x.stack)) for x in self.linears if x.stack}
+        return {self.prefix + tensor for tensor, number in held.items() if number == layers.get(tensor, 1)}
 
 
 def family_of(model: nn.Module) -> Family:
@@ -101,3 +109,25 @@ def blocks_of(model: nn.Module, family: Family) -> list[Block]:
         inside = {name for name, _ in module.named_parameters()}
         blocks.append(Block(f"{family.blocks}.{i}.", module, tuple(x for x in family.linears if x.tensor in inside)))
     return blocks
+
+
+def left_dense(blocks: Sequence[Block], skipped: Collection[str]) -> dict[str, float]:
+    """Weights with rows and columns that lie in ``blocks`` and are not pruned, though nobody asked for that.
+
+    Args:
+        blocks: all blocks, each with the linears that are pruned.
+        skipped: the full names of linears that somebody asked to leave out.
+
+    Returns:
+        by its name in the block, the share that each kind has of all such weights; the largest first.
+    """
+    sizes: Counter[str] = Counter()
+    whole = 0
+    for block in blocks:
+        for name, parameter in block.module.named_parameters():
+            whole += parameter.numel() if parameter.ndim > 1 else 0
+            wanted = any(linear.tensor == name for linear in block.linears)
+            asked = block.prefix + name.removesuffix(".weight") in skipped
+            if parameter.ndim > 1 and not wanted and not asked:
+                sizes[name] += parameter.numel()
+    return {name: size / whole for name, size in sizes.most_common()}

@@ -89,6 +89,9 @@ class ModuleStore:
     def write(self, visit: Visit) -> None:
         """They have been changed in place."""
 
+    def restore(self, visit: Visit) -> None:
+        """No earlier run left anything."""
+
     def release(self, block: Block) -> None:
         """Nothing is freed; the block is done."""
         self.progress.advance(1)

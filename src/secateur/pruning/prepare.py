@@ -107,8 +107,13 @@ class Samples:
         return sum(batch.numel() for batch in self.batches[len(self.batches) - self.held_out :])
 
 
-def draw_samples(source: Source, recipe: Recipe, device: torch.device) -> Samples:
-    """Draw the calibration samples for the model of ``source``, and move them to ``device``.
+def batch_size(recipe: Recipe) -> int:
+    """How many samples a forward pass takes."""
+    return max(1, TOKENS_PER_BATCH // recipe.length)
+
+
+def draw_samples(source: Source, recipe: Recipe, batch: int, device: torch.device) -> Samples:
+    """Draw the calibration samples for the model of ``source``, and move them to ``device``, ``batch`` at a time.
 
     Raises:
         InputError: when the text cannot be had or is too short, or the samples are too long for the model.
@@ -120,6 +125,7 @@ def draw_samples(source: Source, recipe: Recipe, device: torch.device) -> Sample
         raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
     text = data.load_text(recipe.calibration, "calibration", recipe.samples * recipe.length)
     samples = data.calibration_samples(text, source.tokenizer(), recipe.samples, recipe.length, recipe.seed)
+    data.check_ids(samples, source.config.get_text_config().vocab_size, recipe.calibration)
     origin = {
         "source": recipe.calibration,
         "samples": recipe.samples,
@@ -128,7 +134,6 @@ def draw_samples(source: Source, recipe: Recipe, device: torch.device) -> Sample
         "seed": recipe.seed,
         "token_ids_sha256": digest(samples),
     }
-    batch = max(1, TOKENS_PER_BATCH // recipe.length)
     seen, held_out = samples.to(device).tensor_split([recipe.samples - recipe.held_out])
     guarding = held_out.split(batch) if recipe.held_out else ()
     return Samples((*seen.split(batch), *guarding), len(guarding), origin)

@@ -59,17 +59,20 @@ class Results:
         layers: its linears.
         trials: what the guard said of their steps.
         orders: every order that was found, int64, by the full name of its space or linear.
+        unpruned: of every tensor that is not pruned as a whole, by its full name, SHA-256 of its bytes as stored.
     """
 
     layers: list[LayerResult] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     orders: dict[str, Tensor] = field(default_factory=dict)
+    unpruned: dict[str, str] = field(default_factory=dict)
 
     def add(self, more: "Results") -> None:
         """Append what is known of further blocks."""
         self.layers += more.layers
         self.trials += more.trials
         self.orders |= more.orders
+        self.unpruned |= more.unpruned
 
     def report(self, clock: Clock) -> dict[str, Any]:
         """The part of the manifest that tells how it went, how long it took, and with which versions."""

@@ -21,6 +21,7 @@ class Visit:
         stats: of what enters its linears, by their names in the block; those that share their inputs share one object.
         guard: judges its output on held-out samples, if there are any.
         results: of this block alone.
+        finished: an earlier run has done the work; nothing was observed.
     """
 
     where: str
@@ -29,3 +30,4 @@ class Visit:
     stats: dict[str, InputStats]
     guard: Guard | None
     results: Results = field(default_factory=Results)
+    finished: bool = False

@@ -46,21 +46,33 @@ class Store(Protocol):
     def write(self, visit: Visit) -> None:
         """Keep the block and its results."""
 
+    def restore(self, visit: Visit) -> None:
+        """Make the block, its module and its results what an earlier run wrote."""
+
     def release(self, block: Block) -> None:
         """Free what ``block`` has in memory."""
 
 
 @full_precision()
 def walk(
-    blocks: Sequence[Block], store: Store, calibration: Calibration, clock: Clock, work: Callable[[Visit], None]
+    blocks: Sequence[Block],
+    store: Store,
+    calibration: Calibration,
+    clock: Clock,
+    work: Callable[[Visit], None],
+    finished: int = 0,
 ) -> None:
-    """Visit all ``blocks`` in order, and do ``work`` at each, between its observation and the samples' advance."""
+    """Visit all ``blocks`` in order, and do ``work`` at each, between its observation and the samples' advance.
+
+    An earlier run has ``finished`` the first of them: they are visited too, since the samples have to pass them.
+    """
     for index, block in enumerate(blocks):
         with clock("read"):
             tensors = store.read(block)
         with clock("calibrate"):
-            stats, guard = calibration.observe(index)
-        work(Visit(f"block {index + 1}/{len(blocks)}", block, tensors, stats, guard))
+            stats, guard = calibration.observe(index, finished=index < finished)
+        where = f"block {index + 1}/{len(blocks)}"
+        work(Visit(where, block, tensors, stats, guard, finished=index < finished))
         with clock("calibrate"):
             calibration.advance(index)
         del tensors, stats, guard
@@ -98,9 +110,14 @@ class Prune:
     results: Results
 
     def __call__(self, visit: Visit) -> None:
-        """Order, prune and write a block."""
+        """Order, prune and write a block; one that an earlier run has finished comes back as it was written."""
         block = visit.block
         self.progress.at(visit.where)
+        if visit.finished:
+            with self.clock("read"):
+                self.store.restore(visit)
+            self.results.add(visit.results)
+            return
         with self.clock("order"):
             shares = self.orderer.compare(visit) if self.task.recipe.compare_folds else {}
             if self.orderer.order(visit):

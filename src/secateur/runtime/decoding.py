@@ -30,12 +30,14 @@ class Continuation:
 
     Attributes:
         ids: the last token of each sequence, ``(B, 1)``; replaced, or written anew in place, by the next step.
+        logits: what the prompt's last token gave, ``(B, 1, V)``.
         graph: whether steps run in a CUDA graph; None on a GPU before :meth:`prepare`.
     """
 
     def __init__(self, model: PreTrainedModel, prompt: Tensor, most: int, repeated: bool = False) -> None:
         self.model, self.prompt, self.most, self.repeated = model, prompt, most, repeated
         self.ids: Tensor = prompt
+        self.logits: Tensor | None = None
         self.graph: bool | None = None if model.device.type == "cuda" else False
         self._cache: Any = None  # transformers' Cache, of a kind that the model chooses
         self._static: Any = None
@@ -84,7 +86,8 @@ class Continuation:
 
     def _process_prompt(self) -> None:
         out = self.model(input_ids=self.prompt, **self._options)
-        self._cache, self.ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        self._cache, self.logits = out.past_key_values, out.logits[:, -1:]
+        self.ids = self.logits.argmax(-1)
 
     def _capture(self) -> bool:
         """Capture a step; False where this model's cannot be captured, and runs as it is."""

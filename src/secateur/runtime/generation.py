@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.checkpoint import Source, local_folder
+from secateur.checkpoint import Source, context_of, local_folder
+from secateur.data import check_ids
 from secateur.devices import check_dtype, choose_device
-from secateur.errors import InputError
+from secateur.errors import InputError, naming
 from secateur.runtime.choosing import Choice
 from secateur.runtime.decoding import Continuation
 from secateur.runtime.kernels import KERNELS
@@ -76,16 +77,16 @@ def generate(
         raise InputError(f"{tokens} tokens cannot be generated")
     chosen = choose_device(device)
     with local_folder(str(model)) as folder:
-        tokenizer = Source(folder).tokenizer()
+        source = Source(folder)
+        tokenizer = source.tokenizer()
+        words = _encode(prompt, tokenizer, source.config, tokens).to(chosen)
         loaded = load(folder, dtype, chosen, form)
-    words = tokenizer(prompt, return_tensors="pt")["input_ids"].to(chosen)
-    if not words.shape[1]:
-        raise InputError("the prompt has no tokens")
-    with torch.inference_mode():
-        ids, prefill_seconds, rate, graph = _continue(loaded, words, tokens)
+        with torch.inference_mode(), naming(folder, "cannot continue the prompt"):
+            ids, prefill_seconds, rate, graph = _continue(loaded, words, tokens)
+            text = tokenizer.decode(ids, skip_special_tokens=True)
     return Generation(
         model=str(model),
-        text=tokenizer.decode(ids, skip_special_tokens=True),
+        text=text,
         prompt_tokens=words.shape[1],
         tokens=len(ids),
         prefill_seconds=round(prefill_seconds, 4),
@@ -98,6 +99,25 @@ def generate(
     )
 
 
+def _encode(prompt: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, tokens: int) -> Tensor:
+    """The ids of the prompt, ``(1, S)``; raises :class:`InputError` where that and ``tokens`` more do not fit."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the prompt is not a text: it has half a character ({error})") from None
+    with naming("the model's tokenizer", "cannot encode the prompt"):
+        words: Tensor = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    number = words.shape[1]
+    if not number:
+        raise InputError("the prompt has no tokens")
+    check_ids(words, config.get_text_config().vocab_size, "the prompt")
+    if (context := context_of(config)) and number + tokens > context:
+        raise InputError(
+            f"a prompt of {number} tokens and {tokens} more exceed the model's context of {context} (--tokens)"
+        )
+    return words
+
+
 def _continue(model: PreTrainedModel, words: Tensor, most: int) -> tuple[list[int], float, float | None, bool]:
     """What follows ``words`` (1, S), up to an end token; seconds of prefill, tokens per second, whether in a graph."""
     ends = model.generation_config.eos_token_id
@@ -105,6 +125,8 @@ def _continue(model: PreTrainedModel, words: Tensor, most: int) -> tuple[list[in
     run = Continuation(model, words, most)
     began = time.perf_counter()
     run.prefill()
+    if run.logits is not None and run.logits.isnan().any():
+        raise InputError("the model gives logits that are no numbers (NaN): its weights are damaged or too large")
     ids = [int(run.ids)]  # which waits for a GPU
     prefill_seconds = time.perf_counter() - began
     if most == 1 or ids[-1] in last:

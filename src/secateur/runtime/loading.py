@@ -7,12 +7,11 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from secateur.checkpoint import Source, load_into, load_whole
+from secateur.checkpoint import Source, check, load_into, load_whole
 from secateur.checkpoint.packed import Entry
-from secateur.checkpoint.source import naming
 from secateur.checkpoint.sparse import stack_rows
 from secateur.devices import choose_device
-from secateur.errors import InputError
+from secateur.errors import naming
 from secateur.models.gather import ORDER, attach_orders
 from secateur.runtime.acceleration import accelerate, check_form
 from secateur.runtime.kernels import KERNELS
@@ -47,6 +46,7 @@ def load(
     check_form(form)
     chosen = choose_device(str(device))
     source = Source(Path(folder))
+    check(source)  # what goes by older names is left to transformers, which says as well what is missing
     if source.packed:
         model = _load_packed(source, dtype, chosen)
     else:
@@ -69,17 +69,10 @@ def _load_packed(source: Source, dtype: torch.dtype | str, device: torch.device)
     stored = source.config.dtype or torch.float32
     precision = stored if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
     model = source.skeleton(precision)
-    _refuse_unknown(model, source)
     packed = _keep_packed(model, source, precision, experts=device.type == "cpu") if keep else set()
-    try:
-        # What no kernel runs is expanded as it is read: other types, and transposed weights.
-        plain = source.read([name for name in source.names() if name not in packed])
-        load_into(model, plain, "", torch.device("cpu"))
-    except RuntimeError as error:
-        raise InputError(f"{source.folder} has weights in another shape than its model: {error}") from error
+    # What no kernel runs is expanded as it is read: other types, and transposed weights.
+    load_into(model, source.read([name for name in source.names() if name not in packed]), "", torch.device("cpu"))
     model.tie_weights()
-    if absent := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
-        raise InputError(f"{source.folder} lacks weights of its model: {', '.join(absent[:3])}")
     if (source.folder / "generation_config.json").is_file():
         with naming(source.folder):
             model.generation_config = GenerationConfig.from_pretrained(source.folder)
@@ -89,19 +82,6 @@ def _load_packed(source: Source, dtype: torch.dtype | str, device: torch.device)
 def _has_kernels(entry: Entry, precision: torch.dtype) -> bool:
     """Whether the values that a file declares run packed, or do once they are rounded to ``precision``."""
     return bool(entry.group) or entry.dtype == "bfloat16" or precision == torch.bfloat16
-
-
-def _refuse_unknown(model: PreTrainedModel, source: Source) -> None:
-    """Raise :class:`InputError` where a file declares a packed weight that ``model`` has no parameter for."""
-    known = {name for name, _ in model.named_parameters()}
-    for name in source.names():
-        if name not in known and (packed := [part for part in source.stacks.parts(name) if part in source.sparse]):
-            raise _no_such_linear(source, name, packed[0], source.sparse[packed[0]].shape)
-
-
-def _no_such_linear(source: Source, name: str, part: str, shape: tuple[int, ...]) -> InputError:
-    declared = " × ".join(map(str, shape))
-    return InputError(f"{source.files[part]} declares {name}, {declared}, and its model has no such linear")
 
 
 def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype, experts: bool) -> set[str]:
@@ -116,7 +96,6 @@ def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype,
     Returns:
         The names of the parameters that are not needed any more.
     """
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     packed = set()
     for name in source.names():
         layers = source.stacks.layers(name)
@@ -125,9 +104,6 @@ def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype,
         if (stacked and not experts) or not all(entry and _has_kernels(entry, precision) for entry in entries):
             continue
         weights = [stack_rows([source.read_sparse(part) for part in layer], name) for layer in layers]
-        shape = (len(weights), *weights[0].shape) if stacked else weights[0].shape
-        if shapes.get(name) != shape or any(weight.shape != weights[0].shape for weight in weights):
-            raise _no_such_linear(source, name, layers[0][0], shape)
         if precision == torch.bfloat16:
             weights = [weight.to(precision) for weight in weights]
         path, _, attribute = name.rpartition(".")

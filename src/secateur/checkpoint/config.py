@@ -1,0 +1,203 @@
+"""The config of a model folder: what may be in it, and the model that it describes, without weights.
+
+A config is a small file that may come from anyone, and it decides how much is built. So nothing is built before its
+sizes are compared with the files that it lies beside.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from secateur.checkpoint.layout import GATHER_TYPE, PACKED_TYPE
+from secateur.errors import InputError, naming
+from secateur.files import member, read_object
+
+# What configs call the number of their blocks: it is the only size that is paid for before a tensor has a shape.
+_DEPTHS = {
+    "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_encoder_layers", "num_decoder_layers",
+    "encoder_layers", "decoder_layers",
+}  # fmt: skip
+# So many can be built at any rate. The deepest language models have less than half of it.
+ANY_DEPTH = 256
+# So much may a model take besides its weights: tables of positions, and masks of attention.
+ANY_BUFFERS = 64 << 20
+
+
+@dataclass(frozen=True)
+class Written:
+    """What ``config.json`` says.
+
+    Attributes:
+        path: of the file.
+        base: the config of the model as it was before Secateur wrapped it.
+        packed: whether its weights are packed.
+        gathers: whether its norms need orders.
+    """
+
+    path: Path
+    base: dict[str, Any]
+    packed: bool
+    gathers: bool
+
+
+def read_written(folder: Path) -> Written:
+    """The config of the model in ``folder``, as it is written there.
+
+    Raises:
+        InputError: when there is none, or it asks for something that is not done: code, or quantized weights.
+    """
+    if (path := member(folder, "config.json")) is None:
+        raise InputError(f"{folder} is not a model folder: it has no config.json")
+    base = read_object(path)
+    wrappers = set()
+    for wrapper in (PACKED_TYPE, GATHER_TYPE):  # a packed folder may need orders as well
+        if base.get("model_type") == wrapper:
+            wrappers.add(wrapper)
+            if not isinstance(inner := base.get("base"), dict):
+                raise InputError(f"{path} is damaged: it has no base, the config of the model")
+            base = inner
+    _refuse_code(path, base)
+    if quantization := base.get("quantization_config"):
+        kind = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+        raise InputError(f"{folder} is quantized ({kind}): give the original model, in float32, bfloat16 or float16")
+    return Written(path, base, PACKED_TYPE in wrappers, GATHER_TYPE in wrappers)
+
+
+def _refuse_code(path: Path, base: dict[str, Any]) -> None:
+    """Raise :class:`InputError` if a config names code, or other files than those that are read."""
+    for key, value in _entries(base):
+        if key.endswith("_implementation"):  # transformers would fetch a kernel from the hub, and run it
+            names = value.values() if isinstance(value, dict) else [value]
+            if any(name is not None and not re.fullmatch(r"[a-z0-9_]*", str(name)) for name in names):
+                raise InputError(f"{path} asks for code from elsewhere ({key}: {value!r}), which is not run: remove it")
+        if key == "transformers_weights":
+            raise InputError(f"{path} names other files of weights ({value!r}), which are not read: remove it")
+    kind = base.get("model_type")
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:
+        return
+    if base.get("auto_map"):
+        raise InputError(
+            f"{path} is of a model ({kind}) that needs Python from its folder, and Secateur runs none: only models "
+            f"that are part of transformers can be read (here {transformers.__version__})"
+        )
+    raise InputError(f"{path}: transformers {transformers.__version__} has no model type {kind!r}")
+
+
+def _entries(config: Any) -> Iterator[tuple[str, Any]]:
+    """All keys and values of a config, those of configs inside it as well."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield key, value
+            yield from _entries(value)
+
+
+def build_config(written: Written, tensors: int | None = None) -> PreTrainedConfig:
+    """What transformers makes of a config; its depth is bounded by the number of ``tensors`` that the files hold.
+
+    Raises:
+        InputError: when it cannot be used.
+    """
+    check_depth(written.base, tensors, written.path)
+    with naming(written.path, "cannot be read"):
+        if written.gathers or written.packed:
+            config = AutoConfig.for_model(**written.base)
+        else:
+            config = AutoConfig.from_pretrained(written.path.parent, trust_remote_code=False)
+        context = context_of(config)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(
+            f"{written.path} is of a {config.model_type} model, and transformers has no language model of that type "
+            "(AutoModelForCausalLM): give its text part"
+        )
+    if context is not None and (not isinstance(context, int) or context < 1):
+        raise InputError(f"{written.path}: max_position_embeddings is {context!r}, and must be a number of tokens")
+    if not isinstance(config.dtype, torch.dtype | None):
+        raise InputError(f"{written.path}: dtype {config.dtype!r} is none that torch has")
+    return config
+
+
+def check_depth(config: dict[str, Any], tensors: int | None, path: Path) -> None:
+    """Raise :class:`InputError` if the config at ``path`` asks for more blocks than the files hold ``tensors``."""
+    most = max(ANY_DEPTH, tensors or 0)
+    for key, value in _entries(config):
+        if key in _DEPTHS and isinstance(value, int | float) and value > most:
+            held = f"the files hold {tensors} tensors" if tensors is not None else f"no model has more than {most}"
+            raise InputError(f"{path} asks for {value} blocks ({key}), and {held}")
+
+
+def context_of(config: PreTrainedConfig) -> int | None:
+    """The most tokens that a model of ``config`` takes, or None where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def empty_model(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The model of ``config`` with parameters on the meta device and buffers on ``device``, in eval mode."""
+    with torch.device(device), init_empty_weights(include_buffers=False):
+        # Only this way of running experts multiplies with each one's weight by itself.
+        eager = {"experts_implementation": "eager"}
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **eager)
+    return model.eval()
+
+
+def described_model(config: PreTrainedConfig, path: Path, tensors: int, weights: int) -> PreTrainedModel:
+    """The model of ``config`` all on the meta device, whatever sizes it names.
+
+    Args:
+        path: what an error names.
+        tensors: how many tensors the files hold. A model has hardly more parameters; one that has many times more
+            is not built to its end.
+        weights: bytes that the files hold. What a model computes when it is built, and keeps, is bounded by it.
+
+    Raises:
+        InputError: when transformers cannot build it, or it is out of proportion to the files.
+    """
+    with naming(path), torch.device("meta"), _at_most(1000 + 16 * tensors, path):
+        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32, trust_remote_code=False)
+        model.tie_weights()  # a weight that serves twice is there once
+        buffers = sum(buffer.nbytes for buffer in model.buffers())
+    if buffers > ANY_BUFFERS + weights:
+        raise InputError(f"{path} asks for {buffers / 1e9:,.1f} GB besides the weights: its sizes make no sense")
+    return model
+
+
+@contextmanager
+def _at_most(parameters: int, path: Path) -> Iterator[None]:
+    """While open, modules get no more than so many parameters: the sizes in ``path`` are out of proportion."""
+    genuine, number = nn.Module.register_parameter, 0
+
+    def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        nonlocal number
+        number += 1
+        if number > parameters:
+            raise InputError(f"{path} asks for more than {parameters:,} tensors, and the files hold far fewer")
+        genuine(module, name, param)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = genuine  # type: ignore[method-assign]
+
+
+def load_into(module: nn.Module, tensors: dict[str, Tensor], prefix: str, device: torch.device) -> None:
+    """Give ``module`` real weights: ``tensors`` of names that begin with ``prefix``, in the module's own dtype.
+
+    Weights that already have that dtype and device are shared, not copied.
+    """
+    dtypes = {name: p.dtype for name, p in (*module.named_parameters(), *module.named_buffers())}
+    state = {
+        (key := name.removeprefix(prefix)): tensor.to(device, dtypes.get(key, tensor.dtype))
+        for name, tensor in tensors.items()
+    }
+    module.load_state_dict(state, strict=False, assign=True)

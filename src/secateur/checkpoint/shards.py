@@ -1,0 +1,49 @@
+"""One safetensors file: what its header says, and its tensors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from secateur.errors import InputError, reason
+
+# The types that weights may have, and what safetensors calls them.
+FLOATS = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the header of a safetensors file says of one tensor.
+
+    Attributes:
+        file: the file.
+        shape: the shape.
+        dtype: as safetensors calls it, such as ``BF16``.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@contextmanager
+def reading(shard: Path) -> Iterator[Any]:
+    """A safetensors file, open; what it raises becomes an :class:`InputError` that names it."""
+    try:
+        with safe_open(shard, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{shard} is damaged or incomplete: {reason(error)}") from error
+
+
+def read_header(shard: Path) -> dict[str, Held]:
+    """What a safetensors file holds, by name; raises :class:`InputError` when it is damaged."""
+    held = {}
+    with reading(shard) as file:
+        for name in file.keys():  # noqa: SIM118 (it is no mapping)
+            view = file.get_slice(name)
+            held[name] = Held(shard, tuple(view.get_shape()), view.get_dtype())
+    return held

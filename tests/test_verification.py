@@ -1,0 +1,124 @@
+"""``verify`` fails where the manifest and the files do not agree, and never passes on nothing."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import secateur
+from secateur.errors import InputError
+from secateur.recipe import Recipe
+from tests import pico
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def pruned(tmp_path):
+    dense = pico.save("llama-mha", tmp_path / "dense", torch.bfloat16)
+    secateur.prune(dense, tmp_path / "pruned", Recipe(score="magnitude", pattern="2:4"))
+    return tmp_path / "pruned"
+
+
+def tamper(folder, change):
+    path = folder / "secateur.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def first(**values):
+    return lambda manifest: manifest["layers"][0].update(values)
+
+
+def test_what_was_written_passes_and_says_what_was_not_checked(pruned, tmp_path):
+    verdict = secateur.verify(pruned)
+    assert verdict.passed
+    assert "21 linears" in verdict.checked[0]
+    assert any("--dense" in what for what in verdict.unchecked)
+    assert not any("--dense" in what for what in secateur.verify(pruned, tmp_path / "dense").unchecked)
+    tamper(pruned, lambda manifest: [manifest.pop(key) for key in ("unpruned_sha256", "files")])
+    unchecked = " ".join(secateur.verify(pruned).unchecked)
+    assert "all other tensors" in unchecked and "the config and the tokenizer" in unchecked
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        (lambda manifest: manifest.update(layers=[]), "layers"),
+        (lambda manifest: manifest.update(layers=manifest["layers"][:1]), "layers"),
+        (lambda manifest: manifest["layers"].append(manifest["layers"][0]), "layers"),
+        (first(name="model.layers.0.mlp.other"), "layers"),
+        (lambda manifest: manifest.update(sparsity=0.0), "sparsity"),
+        (first(sparsity=0.25), "sparsity"),
+        (first(weight_sha256="0"), "bytes"),
+        (first(nonzeros_sha256="0"), "zeros"),
+        (lambda manifest: manifest["recipe"].update(pattern="1:4"), "pattern"),
+        (lambda manifest: manifest["recipe"].update(skip=["*.q_proj"]), "unpruned"),
+        (lambda manifest: manifest["unpruned_sha256"].update({"model.norm.weight": "0"}), "unpruned"),
+        (lambda manifest: manifest["unpruned_sha256"].update({"more": "0"}), "unpruned"),
+    ],
+)
+def test_a_manifest_that_does_not_tell_the_truth_fails(pruned, change, failed):
+    tamper(pruned, change)
+    verdict = secateur.verify(pruned)
+    assert not verdict.passed
+    assert failed in verdict.failures
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        first(name=3),
+        first(name=["a"]),
+        first(nonzeros_sha256=None),
+        lambda manifest: manifest["layers"][0].pop("weight_sha256"),
+        lambda manifest: manifest.update(layers={}),
+        lambda manifest: manifest.update(recipe=[]),
+        lambda manifest: manifest.update(recipe={"pattern": 3}),
+        lambda manifest: manifest.pop("sparsity"),
+        lambda manifest: manifest.update(unpruned_sha256=[1]),
+    ],
+)
+def test_a_manifest_of_other_types_gives_one_error(pruned, change):
+    tamper(pruned, change)
+    with pytest.raises(InputError, match=r"secateur\.json"):
+        secateur.verify(pruned)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "model.norm", "model.layers.1.input_layernorm"])
+def test_a_changed_tensor_that_was_not_pruned_fails(pruned, name):
+    for path in pruned.glob("model*.safetensors"):
+        state = load_file(path)
+        if (weight := f"{name}.weight") in state:
+            state[weight].view(-1)[0] += 1
+            save_file(state, path, metadata={"format": "pt"})
+    assert secateur.verify(pruned).failures == {"unpruned": [f"{name}.weight"]}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_changed_file_beside_the_weights_fails(pruned, name):
+    path = pruned / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+    assert secateur.verify(pruned).failures == {"files": [name]}
+    path.unlink()
+    if name != "config.json":
+        assert secateur.verify(pruned).failures == {"files": [name]}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2", "opt-350m"])
+def test_packing_changes_nothing_that_is_verified(name, tmp_path):
+    dense = pico.save(name, tmp_path / "dense", torch.bfloat16)
+    skip = ("*.experts.1.*",) if name == "mixtral" else ()
+    secateur.prune(dense, tmp_path / "pruned", Recipe(score="magnitude", skip=skip))
+    secateur.pack(tmp_path / "pruned", tmp_path / "packed")
+    for folder in ("pruned", "packed"):
+        verdict = secateur.verify(tmp_path / folder)
+        assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("other", ["llama-gqa-tied", "gpt2"])
+def test_another_model_is_no_dense_one(pruned, tmp_path, other):
+    with pytest.raises(InputError, match="is another model than"):
+        secateur.verify(pruned, pico.save(other, tmp_path / "other"))
