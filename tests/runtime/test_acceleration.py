@@ -86,7 +86,7 @@ def test_every_form_is_timed_for_every_number_of_tokens(cusparselt_stand_in, tmp
     measured = measure(linears(), clock, algorithms(tmp_path))
     assert measured.times == {t: {"dense": t, "2:4": t / 2, "packed": t / 4} for t in BUCKETS}
     assert (measured.nbytes["dense"], measured.nbytes["2:4"]) == (16384, 9216)
-    assert measured.nbytes["packed"] < 16384
+    assert measured.nbytes["packed"] < 9216  # some groups keep fewer than two
     assert measured.refused == {} and measured.algorithms.keys() == set(BUCKETS)
 
 
