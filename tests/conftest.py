@@ -1,7 +1,13 @@
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+# Where there is no GPU, Triton's kernels run in its interpreter, which has to be asked for before they are imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from tests.cuda import cusparselt_stand_in  # noqa: F401 (a fixture)
 

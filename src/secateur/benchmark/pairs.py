@@ -21,7 +21,7 @@ from secateur.runtime.acceleration import LEAST_SPARSITY, pattern_of
 from secateur.runtime.choosing import Choice
 from secateur.runtime.dispatch import DispatchedLinear, dense_linear, form_bytes
 from secateur.runtime.kernels import KERNELS
-from secateur.runtime.sparse_experts import put_experts
+from secateur.runtime.sparse_experts import keep_experts
 from secateur.runtime.sparse_linear import SparseLinear
 
 Variant = Literal["dense", "sparse"]
@@ -110,7 +110,7 @@ def _pack_experts(model: PreTrainedModel, name: str, int8: bool) -> None:
     if isinstance(stack, nn.Parameter):
         weights = [pack_if_smaller(weight.data, int8, f"{name}[{expert}]") for expert, weight in enumerate(stack)]
         if None not in weights:
-            put_experts(owner, attribute, [weight for weight in weights if weight is not None])
+            keep_experts(owner, attribute, [weight for weight in weights if weight is not None])
             model.set_experts_implementation("eager")  # which multiplies with each expert's weight by itself
 
 

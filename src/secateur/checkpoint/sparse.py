@@ -48,21 +48,28 @@ class SparseWeight:
 
     def kept(self) -> Tensor:
         """Where weights are kept, bool ``(O, I)``."""
-        return _unpack_bits(self.mask)[:, : self.shape[1]]
+        return unpack_mask(self.mask)[:, : self.shape[1]]
+
+    def bits(self) -> Tensor:
+        """The weight ``(O, I)`` as integers: the bits of floats, or int8 values without their scales."""
+        values = self.values if self.group else self.values.view(BITS[self.dtype])
+        zeros = torch.zeros(self.shape, dtype=values.dtype, device=values.device)
+        return zeros.masked_scatter_(self.kept(), values)
 
     def dense(self) -> Tensor:
         """The weight ``(O, I)`` in ``dtype``: values × scales, which float32 holds exactly, rounded once."""
-        kept = self.kept()
         if self.scales is None:
-            bits = BITS[self.dtype]
-            dense = torch.zeros(self.shape, dtype=bits, device=kept.device)
-            return dense.masked_scatter_(kept, self.values.view(bits)).view(self.dtype)
-        integers = torch.zeros(self.shape, dtype=torch.int8, device=kept.device).masked_scatter_(kept, self.values)
-        return (integers * _per_column(self.scales, self.group, self.shape[1])).to(self.dtype)
+            return self.bits().view(self.dtype)
+        return (self.bits() * _per_column(self.scales, self.group, self.shape[1])).to(self.dtype)
 
     def to(self, dtype: torch.dtype) -> "SparseWeight":
         """The same in another type: float values are rounded; int8 values and their scales stay as they are."""
         return replace(self, dtype=dtype, values=self.values if self.group else self.values.to(dtype))
+
+    def on(self, device: torch.device) -> "SparseWeight":
+        """The same on ``device``."""
+        scales = None if self.scales is None else self.scales.to(device)
+        return replace(self, mask=self.mask.to(device), values=self.values.to(device), scales=scales)
 
     def check(self, name: str) -> None:
         """Raise :class:`InputError` about ``name`` unless its parts agree with each other."""
@@ -75,7 +82,7 @@ class SparseWeight:
         demand(rows >= 0 and columns >= 0, f"it cannot have the shape {rows} × {columns}")
         wide = (rows, WORD // 8 * -(-columns // WORD))
         demand(_is(self.mask, torch.uint8, wide), f"its mask is not uint8 of shape {wide}")
-        bits = _unpack_bits(self.mask)
+        bits = unpack_mask(self.mask)
         demand(not bits[:, columns:].any(), "its mask keeps columns beyond the last")
         number = int(bits.sum())
         stored = torch.int8 if self.group else self.dtype
@@ -100,7 +107,7 @@ def pack(weight: Tensor) -> SparseWeight:
     return SparseWeight(
         shape=(weight.shape[0], weight.shape[1]),
         dtype=weight.dtype,
-        mask=_pack_bits(kept),
+        mask=pack_mask(kept),
         values=bits[kept].view(weight.dtype),
     )
 
@@ -123,7 +130,7 @@ def pack_int8(weight: Tensor, group: int = GROUP) -> SparseWeight:
     packed = SparseWeight(
         shape=(rows, columns),
         dtype=weight.dtype,
-        mask=_pack_bits(kept),
+        mask=pack_mask(kept),
         values=steps[kept].round().to(torch.int8),
         scales=scales,
         group=group,
@@ -170,14 +177,14 @@ def _per_column(scales: Tensor, group: int, columns: int) -> Tensor:
     return scales.float().repeat_interleave(group, 1)[:, :columns]
 
 
-def _pack_bits(kept: Tensor) -> Tensor:
+def pack_mask(kept: Tensor) -> Tensor:
     """A bool mask ``(O, I)`` as the bytes that :class:`SparseWeight` holds."""
     padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % WORD))
     bits = padded.unflatten(1, (padded.shape[1] // 8, 8)).to(torch.uint8)
     return (bits << torch.arange(8, dtype=torch.uint8, device=bits.device)).sum(-1, dtype=torch.uint8)
 
 
-def _unpack_bits(mask: Tensor) -> Tensor:
+def unpack_mask(mask: Tensor) -> Tensor:
     """The bytes ``(O, B)`` as bool ``(O, 8B)``."""
     places = torch.arange(8, dtype=torch.uint8, device=mask.device)
     return (mask[..., None] >> places).bitwise_and_(1).flatten(1).to(torch.bool)

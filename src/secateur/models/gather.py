@@ -62,7 +62,7 @@ def attach_orders(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str 
             name = full.removeprefix(prefix).removesuffix(ORDER)
             genuine[name] = norm = module.get_submodule(name)
             device = next(norm.parameters(), order).device  # a norm may have none
-            module.set_submodule(name, GatheredNorm(norm, order.to(device, torch.int64)))
+            module.set_submodule(name, GatheredNorm(norm, order.to(device, torch.int32)))
     return genuine
 
 

@@ -16,7 +16,7 @@ Form = nn.Linear | SemiStructuredLinear | SparseLinear
 def form_bytes(form: Form) -> int:
     """What the weight takes in memory in one form."""
     if isinstance(form, SparseLinear):
-        return form.packed().nbytes
+        return form.nbytes
     return form.packed.nbytes if isinstance(form, SemiStructuredLinear) else form.weight.nbytes
 
 

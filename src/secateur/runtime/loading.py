@@ -15,8 +15,8 @@ from secateur.errors import naming
 from secateur.models.gather import ORDER, attach_orders
 from secateur.runtime.acceleration import accelerate, check_form
 from secateur.runtime.kernels import KERNELS
-from secateur.runtime.sparse_experts import put_experts
-from secateur.runtime.sparse_linear import SparseLinear
+from secateur.runtime.sparse_experts import keep_experts
+from secateur.runtime.sparse_linear import SparseLinear, has_triton
 
 
 def load(
@@ -27,9 +27,9 @@ def load(
     A plain folder loads as ``AutoModelForCausalLM.from_pretrained`` loads it; one that was written with
     ``--fold gather`` gets the norms that it needs.
 
-    On the CPU, a folder that was packed keeps its weights packed, as
-    :class:`~secateur.runtime.sparse_linear.SparseLinear`, where there are kernels for them: for bfloat16 and
-    int8 values, experts included. Others are expanded, and take the memory and the time of a dense model.
+    A folder that was packed keeps its weights packed, as :class:`~secateur.runtime.sparse_linear.SparseLinear`,
+    where there are kernels for them: for bfloat16 and int8 values, on the CPU experts included. Others are expanded,
+    and take the memory and the time of a dense model.
 
     On a CUDA device pruned linears, whether they came packed or not, take the forms that are measured to be fastest, as
     :mod:`secateur.runtime.acceleration` has it. ``choices`` of the model says what was chosen, and why.
@@ -48,7 +48,7 @@ def load(
     source = Source(Path(folder))
     check(source)  # what goes by older names is left to transformers, which says as well what is missing
     if source.packed:
-        model = _load_packed(source, dtype, keep=chosen.type == "cpu")
+        model = _load_packed(source, dtype, chosen)
     else:
         model = load_whole(Path(folder), config=source.config, dtype=dtype)
     orders = source.read([name for name in source.names() if name.endswith(ORDER)])
@@ -58,9 +58,10 @@ def load(
     return model
 
 
-def _load_packed(source: Source, dtype: torch.dtype | str, keep: bool) -> PreTrainedModel:
-    """The model on the CPU; its sparse weights stay packed if ``keep`` and there are kernels for them."""
-    if keep and not KERNELS:
+def _load_packed(source: Source, dtype: torch.dtype | str, device: torch.device) -> PreTrainedModel:
+    """The model on the CPU; its sparse weights stay packed if there are kernels for them on ``device``."""
+    keep = has_triton() if device.type == "cuda" else device.type == "cpu" and bool(KERNELS)
+    if device.type == "cpu" and not KERNELS:
         warnings.warn(
             "Secateur was installed without a C++ compiler: packed weights run as slowly as dense ones",
             stacklevel=3,
@@ -68,7 +69,7 @@ def _load_packed(source: Source, dtype: torch.dtype | str, keep: bool) -> PreTra
     stored = source.config.dtype or torch.float32
     precision = stored if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
     model = source.skeleton(precision)
-    packed = _keep_packed(model, source, precision) if keep and KERNELS else set()
+    packed = _keep_packed(model, source, precision, experts=device.type == "cpu") if keep else set()
     # What no kernel runs is expanded as it is read: other types, and transposed weights.
     load_into(model, source.read([name for name in source.names() if name not in packed]), "", torch.device("cpu"))
     model.tie_weights()
@@ -83,8 +84,14 @@ def _has_kernels(entry: Entry, precision: torch.dtype) -> bool:
     return bool(entry.group) or entry.dtype == "bfloat16" or precision == torch.bfloat16
 
 
-def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype) -> set[str]:
+def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype, experts: bool) -> set[str]:
     """Let modules that multiply with packed weights stand in ``model`` where there are kernels for these.
+
+    Args:
+        model: a skeleton.
+        source: of packed weights.
+        precision: of the model.
+        experts: whether stacks of experts stay packed too.
 
     Returns:
         The names of the parameters that are not needed any more.
@@ -93,16 +100,16 @@ def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype)
     for name in source.names():
         layers = source.stacks.layers(name)
         entries = [source.sparse.get(part) for layer in layers for part in layer]
-        if not all(entry and _has_kernels(entry, precision) for entry in entries):
+        stacked = name in source.stacks.members
+        if (stacked and not experts) or not all(entry and _has_kernels(entry, precision) for entry in entries):
             continue
         weights = [stack_rows([source.read_sparse(part) for part in layer], name) for layer in layers]
-        stacked = name in source.stacks.members
         if precision == torch.bfloat16:
             weights = [weight.to(precision) for weight in weights]
         path, _, attribute = name.rpartition(".")
         owner = model.get_submodule(path)
         if stacked:
-            put_experts(owner, attribute, weights)
+            keep_experts(owner, attribute, weights)
         elif isinstance(owner, nn.Linear):
             model.set_submodule(path, SparseLinear(weights[0], owner.bias))
         else:

@@ -41,7 +41,7 @@ class SparseExperts(nn.Module):
         return destination
 
 
-def put_experts(owner: nn.Module, attribute: str, weights: Sequence[SparseWeight]) -> None:
+def keep_experts(owner: nn.Module, attribute: str, weights: Sequence[SparseWeight]) -> None:
     """Let ``weights`` stand for the parameter of ``owner`` that is so called."""
     delattr(owner, attribute)
     setattr(owner, attribute, SparseExperts(weights))
