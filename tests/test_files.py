@@ -3,7 +3,7 @@ import os
 import pytest
 
 from secateur.errors import InputError, reason
-from secateur.files import read_as, read_object, read_text
+from secateur.files import member, read_as, read_object, read_text
 
 
 def test_a_pipe_is_never_waited_for(tmp_path):
@@ -35,3 +35,8 @@ def test_a_reason_is_short():
     assert reason(ValueError("a\nb\nc")) == "a b"
     assert reason(KeyError("nope")) == "KeyError: 'nope'"
     assert reason(MemoryError()) == "MemoryError"
+
+
+def test_a_name_that_no_file_can_have_is_not_there(tmp_path):
+    assert member(tmp_path, "x" * 1000) is None
+    assert member(tmp_path, "a\x00b") is None

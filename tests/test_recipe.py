@@ -93,3 +93,8 @@ def test_bad_devices_are_refused():
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="cannot be used here"):
             choose_device("cuda")
+
+
+def test_half_a_character_is_refused():
+    with pytest.raises(InputError, match="surrogates"):
+        Recipe.from_dict({"score": "\ud800"})

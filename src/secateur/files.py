@@ -30,7 +30,10 @@ def member(folder: Path, name: str) -> Path | None:
         InputError: when it is no regular file, or a link that leads elsewhere or nowhere.
     """
     path = folder / name
-    if not path.is_symlink() and not path.exists():
+    try:
+        if not path.is_symlink() and not path.exists():
+            return None
+    except OSError:  # no file can have such a name
         return None
     try:
         real, home = path.resolve(strict=True), folder.resolve()

@@ -288,5 +288,5 @@ class Recipe:
             data["pattern"] = "{}:{}".format(*divmod(data["pattern"], 60))
         try:
             return msgspec.convert(data, cls)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a character is in no text
             raise InputError(f"{where}: {error}") from None

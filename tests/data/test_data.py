@@ -248,3 +248,10 @@ def test_any_hub_dataset_with_a_text_column(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     with pytest.raises(InputError, match="some/corpus could not be had"):
         data.load_text("some/corpus", "calibration")
+
+
+def test_parquet_whose_text_is_no_utf8_is_refused(tmp_path):
+    rows = pyarrow.array([b"fine", b"\xb0"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="cannot be read as parquet"):
+        data.load_text(str(tmp_path / "a.parquet"), "evaluation")

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertModel,
     CLIPVisionConfig,
@@ -166,3 +168,15 @@ def test_padding_is_no_token():
     model, batches = bert()
     manifest = secateur.prune_module(model.eval(), batches, Recipe(score="wanda"))
     assert {layer["tokens"] for layer in manifest["layers"]} == {9 * 2 * 12 - 2 * 3}
+
+
+def test_a_decoder_counts_its_own_tokens_and_refuses_what_an_encoder_pads():
+    sizes = {"encoder_layers": 2, "encoder_ffn_dim": 32, "decoder_layers": 2, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=99, d_model=32, **sizes, **heads)).eval()
+    padded = torch.tensor([[1] * 12, [1] * 9 + [0] * 3])
+    batch = {name: torch.randint(5, 99, (2, 12)) for name in ("input_ids", "decoder_input_ids")}
+    with pytest.raises(secateur.InputError, match="batch 0 is padded where the encoder reads it"):
+        secateur.prune_module(model, [batch | {"attention_mask": padded}] * 3, Recipe(score="wanda"))
+    manifest = secateur.prune_module(model, [batch | {"decoder_attention_mask": padded}] * 3, Recipe(score="wanda"))
+    assert {layer["tokens"] for layer in manifest["layers"]} == {3 * 21}

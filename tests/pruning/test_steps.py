@@ -50,7 +50,7 @@ def test_no_step_begins_where_nothing_is_lost(tmp_path, recipe, steps):
 
 def test_a_report_of_steps_that_found_no_error_divides_by_nothing():
     trial = {"linears": ["a"], "step": "refine", "before": 0.0, "after": 0.0, "kept": True}
-    manifest = {"layers": [], "calibration": {"held_out": 1}, "recipe": {"score": "ria"}}
+    manifest = {"layers": [], "left_dense": {}, "calibration": {"held_out": 1}, "recipe": {"score": "ria"}}
     assert "by nothing on average" in pruning_notes(manifest | {"guard": [trial]})[0]
     assert "from zero to 0.001 on average" in pruning_notes(manifest | {"guard": [trial | {"after": 1e-3}]})[0]
     trials = [trial | {"after": 1e-7}, trial | {"before": 0.2, "after": 0.1}]

@@ -86,15 +86,19 @@ def real_tokens(
         hidden: what enters the first block, ``(B, L, H)`` each.
 
     Raises:
-        InputError: when a mask is not of the shape of what enters the blocks.
+        InputError: when a mask is not of the shape of what enters the blocks, or a decoder reads an encoder's padding.
     """
     inside_decoder = "decoder" in blocks[0].prefix.split(".")
     decodes = inside_decoder and getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     name = "decoder_attention_mask" if decodes else "attention_mask"
     found: list[Tensor | None] = []
     for number, (batch, states) in enumerate(zip(batches, hidden, strict=True)):
-        mask = batch.get(name) if isinstance(batch, Mapping) else None
-        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.bool().all():
+        masks = {key: mask for key in ("attention_mask", name) if (mask := _padding_mask(batch, key)) is not None}
+        if decodes and "attention_mask" in masks:
+            raise InputError(
+                f"batch {number} is padded where the encoder reads it, and the decoder reads that: {UNPADDED}"
+            )
+        if (mask := masks.get(name)) is None:
             found.append(None)
             continue
         if mask.shape != states.shape[:-1]:
@@ -104,6 +108,12 @@ def real_tokens(
             )
         found.append(mask.to(states.device).bool())
     return found
+
+
+def _padding_mask(batch: Batch, name: str) -> Tensor | None:
+    """The mask ``(B, L)`` of this name in a batch; None where there is none, or nothing is padded."""
+    mask = batch.get(name) if isinstance(batch, Mapping) else None
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.bool().all() else None
 
 
 @contextmanager

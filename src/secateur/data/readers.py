@@ -83,7 +83,7 @@ def read_parquet(path: Path, column: str | None = None) -> Iterator[str]:
             raise InputError(f"{path} has no column {column!r} of text")
         for batch in file.iter_batches(batch_size=256, columns=[column]):
             yield from (row or "" for row in batch.column(0).to_pylist())
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as parquet: {reason(error)}") from None
 
 
