@@ -25,6 +25,7 @@ from tests import pico
         (PermissionError(errno.EACCES, "Permission denied", "out"), "^out: Permission denied$"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "out"), "shorter name"),
         (MemoryError(), "--samples"),
+        (ValueError("embedded null byte"), "null byte"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
             "not enough memory",

@@ -42,6 +42,8 @@ def explain(error: BaseException) -> str | None:
         said = ": ".join(part for part in (where, error.strerror or str(error)) if part)
         advice = _ADVICE.get(error.errno or 0)
         return f"{said}; {advice}" if advice else said
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "the name of a file holds a null byte"
     if "SafetensorError" in names:  # it hides which error of the system there was
         return f"a file of weights cannot be read or written: {reason(error)}"
     return _SINGULAR if names & {"LinAlgError", "_LinAlgError"} else None
