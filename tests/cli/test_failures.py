@@ -13,7 +13,6 @@ from secateur.cli.failures import explain
 from secateur.console import terminal
 from secateur.console.terminal import visible
 from secateur.errors import InputError
-from secateur.runtime import generation
 from tests import pico
 
 
@@ -46,7 +45,6 @@ def test_what_a_user_cannot_mend_is_called_a_bug(error, monkeypatch, capsys):
     def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr(generation, "generate", broken)
     monkeypatch.setattr("secateur.generate", broken)
     with pytest.raises(SystemExit) as stop:
         main(["generate", "model", "a"])
