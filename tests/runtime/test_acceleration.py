@@ -84,7 +84,7 @@ def test_groups_of_products_take_turns_that_are_long_enough(monkeypatch):
     # Twice, once to see how often a turn repeats it; then the turns, of half a millisecond each if products are short.
     first, third = ["a", "b"] * 10, ["d"] * 20
     seen = ["a", "b"] * 3 + ["c"] * 3 + ["d"] * 3
-    assert ran == seen + (first + ["c"] + third) * 2 + (first + third) * 3  # no more of what is far behind
+    assert ran == seen + [*first, "c", *third] * 2 + (first + third) * 3  # no more of what is far behind
 
 
 def test_a_turn_that_waited_for_its_launches_is_begun_anew(monkeypatch):
