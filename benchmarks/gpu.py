@@ -14,7 +14,8 @@ it is known; DIR is the current folder by default.
 - ``model``: four blocks of LLaMA-7B's width: seconds to load; ``secateur bench`` of prefill and decoding, as chosen and
   in each form, beside a dense model of half the width;
 - ``fp8``: 2:4 against dense products of 8-bit floats (e4m3, one scale for each tensor);
-- ``decode``: packed weights against dense ones for 1 and 8 tokens, by pattern and type of values, and GB/s of weights;
+- ``decode``: packed weights against dense ones for 1 and 8 tokens, by pattern and type of values, their share of the
+  bytes, and GB/s of weights;
 - ``norm``: the norm with a gather against ``torch.nn.functional.rms_norm``;
 - ``tests``: those of the suite that need a GPU.
 
@@ -97,8 +98,13 @@ def linears(shape: tuple[int, int], pattern: Pattern, device: str) -> list[nn.Li
     for seed in range(max(1, min(SAMPLE, round(BYTES / (2 * shape[0] * shape[1]))))):
         generator = torch.Generator(device).manual_seed(seed)
         weight = torch.randn(shape, device=device, dtype=torch.bfloat16, generator=generator) * shape[1] ** -0.5
-        made.append(dense_linear(weight.where(select(weight.abs().float(), pattern), 0), None))
+        made.append(dense_linear(prune(weight, pattern), None))
     return made
+
+
+def prune(weight: Tensor, pattern: Pattern) -> Tensor:
+    """``weight`` (O, I) with +0.0 for what ``pattern`` leaves out: a −0.0 would be packed as a weight that is kept."""
+    return weight.where(select(weight.abs().float(), pattern), 0)
 
 
 def machine(log: Log, scale: Scale) -> None:
@@ -155,7 +161,7 @@ def model(log: Log, scale: Scale) -> None:
         random = LlamaForCausalLM(config).to(torch.bfloat16)
     for name, module in random.named_modules():
         if isinstance(module, nn.Linear) and "layers" in name:
-            module.weight.data.mul_(select(module.weight.data.abs().float(), NM(2, 4)))
+            module.weight.data = prune(module.weight.data, NM(2, 4))
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         random.save_pretrained(folder)
         del random
@@ -180,7 +186,8 @@ def measure_model(log: Log, folder: Path, options: dict[str, Any]) -> None:
         return
     document = dataclasses.asdict(result)
     log(form=options.get("form", "auto"), **{**document, "choices": [str(choice) for choice in result.choices]})
-    print(f"form: {options.get('form', 'as chosen')}")
+    share = result.packed_bytes / result.dense_bytes
+    print(f"form: {options.get('form', 'as chosen')}; the linears take {share:.3f} of the dense bytes")
     terminal.out.print(speed.model_table(result))
     if result.structured:
         for table in (speed.structured_table(result), speed.modules_table(result), speed.choices_table(result.choices)):
@@ -246,15 +253,16 @@ def decode(log: Log, scale: Scale) -> None:
                 "int8": [SparseLinear(pack_int8(linear.weight.detach())) for linear in dense],
             }
             for values, forms in packed.items():
-                cells = []
+                cells, share = [], form_bytes(forms[0]) / form_bytes(dense[0])
                 for tokens in (1, 8):
                     rows = torch.randn(tokens, shape[1], device=scale.device, dtype=torch.bfloat16)
                     check(forms[0], rows, nn.functional.linear(rows, forms[0].weight))
                     taken = cuda_milliseconds([[partial(x, rows) for x in some] for some in (dense, forms)])
                     rate = form_bytes(forms[0]) / taken[1] / 1e6
-                    log(shape=shape, pattern=str(pattern), values=values, tokens=tokens, milliseconds=taken, rate=rate)
+                    what = {"shape": shape, "pattern": str(pattern), "values": values, "tokens": tokens}
+                    log(**what, milliseconds=taken, rate=rate, share=share)
                     cells.append(f"{tokens}: {taken[0] / taken[1]:.2f} ({1e3 * taken[1]:.1f} µs, {rate:,.0f} GB/s)")
-                print(f"{shape[0]} × {shape[1]} {pattern} {values}: {', '.join(cells)}", flush=True)
+                print(f"{shape[0]} × {shape[1]} {pattern} {values}, {share:.3f} of the bytes: {', '.join(cells)}")
 
 
 def norm(log: Log, scale: Scale) -> None:

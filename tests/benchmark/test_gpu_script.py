@@ -63,9 +63,11 @@ def test_products_of_8_bit_floats_are_right_and_told(script, tmp_path):
 def test_packed_weights_and_a_model_are_told(script, tmp_path, capsys):
     rows = rows_of(script, "decode", tmp_path)
     assert len(rows) == 3 * 3 * 2 * 2  # shapes, patterns, types of values, numbers of tokens
+    assert all(row["share"] == pytest.approx(9 / 16) for row in rows if row["values"] == "bfloat16")
     (tmp_path / "model").mkdir()
     *loads, row = rows_of(script, "model", tmp_path / "model")
     assert [load["loaded"] for load in loads] == ["searching", "from the cache"]
+    assert row["packed_bytes"] == row["dense_bytes"] * 9 / 16  # nothing that was pruned is kept as a −0.0
     assert row["linears"] == 7 and len(row["structured"]) == len(row["end_to_end"]) == 4
     assert "a dense model of half the width" in capsys.readouterr().out
 

@@ -31,6 +31,7 @@ class Stopped:
     def __init__(self, monkeypatch):
         self.gpu, self.cpu = 0.0, 0.0
         self.waits: list[float] = []
+        self.late = False  # whether the GPU begins before all is launched
         monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Stamp(self))
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "_sleep", self.waits.append)
@@ -46,6 +47,9 @@ class Stamp:
 
     def synchronize(self):
         pass
+
+    def query(self):
+        return self.clocks.late
 
     def elapsed_time(self, end):
         return end.at - self.at
@@ -75,10 +79,29 @@ def test_groups_of_products_take_turns_that_are_long_enough(monkeypatch):
 
         return run
 
-    times = cuda_milliseconds([[product("a", 0.01), product("b", 0.04)], [product("c", 5.0)]])
-    assert times == pytest.approx([0.025, 5.0])
+    groups = [[product("a", 0.01), product("b", 0.04)], [product("c", 5.0)], [product("d", 0.025)]]
+    assert cuda_milliseconds(groups) == pytest.approx([0.025, 5.0, 0.025])
     # Twice, once to see how often a turn repeats it; then the turns, of half a millisecond each if products are short.
-    assert ran == ["a", "b"] * 3 + ["c"] * 3 + (["a", "b"] * 10 + ["c"]) * 5
+    first, third = ["a", "b"] * 10, ["d"] * 20
+    seen = ["a", "b"] * 3 + ["c"] * 3 + ["d"] * 3
+    assert ran == seen + [*first, "c", *third] * 2 + (first + third) * 3  # no more of what is far behind
+
+
+def test_a_turn_that_waited_for_its_launches_is_begun_anew(monkeypatch):
+    clocks = Stopped(monkeypatch)
+    slow = iter([0.0] * 3 + [9.0] * 2)  # the processor is held up twice, in the first round
+
+    def product():
+        held_up = next(slow, 0.0)
+        clocks.late = held_up > 0
+        clocks.gpu += 1.0 + held_up
+        clocks.cpu += 0.5
+
+    assert cuda_milliseconds([[product]]) == [1.0]
+    first, *rest = clocks.waits[1:]
+    assert rest[:2] == [2 * first, 4 * first]
+    slow = iter([9.0] * 1000)  # always
+    assert cuda_milliseconds([[product]]) == [10.0]
 
 
 def test_every_form_is_timed_for_every_number_of_tokens(cusparselt_stand_in, tmp_path):
@@ -201,6 +224,16 @@ def test_a_model_stays_as_it_is_where_dense_is_faster(folders, cusparselt_stand_
     choices = accelerate(model, milliseconds=pretend(lambda tokens: 1.0, lambda tokens: 2.0))
     assert forms_of(choices) == {"dense"}
     assert dict(model.named_modules()) == modules
+
+
+def test_what_came_packed_is_a_plain_linear_where_dense_is_faster(folders, cusparselt_stand_in):
+    plain, model = secateur.load(folders / "pruned"), secateur.load(folders / "packed")
+    assert any(isinstance(module, SparseLinear) for module in model.modules())
+    choices = accelerate(model, milliseconds=pretend(lambda tokens: 1.0, lambda tokens: 2.0))
+    assert forms_of(choices) == {"dense"}
+    assert {name: type(x) for name, x in model.named_modules()} == {n: type(x) for n, x in plain.named_modules()}
+    expected, state = plain.state_dict(), model.state_dict()
+    assert state.keys() == expected.keys() and all(torch.equal(state[name], expected[name]) for name in state)
 
 
 @pytest.mark.parametrize("form", ["dense", "2:4", "packed"])

@@ -1,5 +1,6 @@
 """Give the pruned linears of a model on a GPU the forms in which they run fastest."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +25,12 @@ SAMPLE = 8
 ROUNDS = 5
 # Milliseconds of a turn, about: short enough for a search in seconds, long enough for the clocks of a GPU to settle.
 TURN = 0.5
+# What takes so many times as long as the fastest after two rounds is not timed further.
+LAGGING = 1.25
 # The GPU is kept busy before a turn until all of it is launched: in cycles, at more of them a second than GPUs make.
 CYCLES_PER_SECOND = 3e9
+# So often a turn is begun anew because the processor was held up, and the GPU waited for launches after all.
+ATTEMPTS = 4
 # Of the memory that is free, forms that come on top of those that were loaded may take this share; the rest is for the
 # model's activations and cache.
 SPARE_MEMORY = 0.5
@@ -37,15 +42,21 @@ def cuda_milliseconds(groups: Sequence[Sequence[Callable[[], object]]]) -> list[
     """The time of one product of each group on the current CUDA device; medians of some rounds.
 
     The products of a group run one after the other, and the groups take turns in each round: a GPU that is at its limit
-    of power slows down, and whatever ran first would look faster than what was timed after it.
+    of power slows down, and whatever ran first would look faster than what was timed after it. Two rounds show which
+    groups are far behind; the others take part in all.
 
     Launching is left out: decoding runs in a graph, and with many tokens the GPU is what is waited for. A graph of its
     own for every candidate of a search would take longer to capture than to time, so a turn waits in the stream
     behind idle work until all of it is launched.
     """
     turns = [_Turn(products) for products in groups]
-    times = [[turn.milliseconds() for turn in turns] for _ in range(ROUNDS)]
-    return [median(taken) for taken in zip(*times, strict=True)]
+    times: list[list[float]] = [[] for _ in turns]
+    for number in range(ROUNDS):
+        slowest = LAGGING * min(map(min, times)) if number >= 2 else math.inf
+        for turn, taken in zip(turns, times, strict=True):
+            if number < 2 or min(taken) <= slowest:
+                taken.append(turn.milliseconds())
+    return list(map(median, times))
 
 
 class _Turn:
@@ -63,11 +74,16 @@ class _Turn:
     def milliseconds(self) -> float:
         """The time of one product, of one turn."""
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(int(CYCLES_PER_SECOND * self.launching * self.repeats))
-        start.record()
-        self._run()
-        end.record()
-        end.synchronize()
+        for _ in range(ATTEMPTS):
+            torch.cuda._sleep(int(CYCLES_PER_SECOND * self.launching * self.repeats))
+            start.record()
+            self._run()
+            late = start.query()  # the GPU has begun, so the turn may hold waiting for launches
+            end.record()
+            end.synchronize()
+            if not late:
+                break
+            self.launching *= 2
         return start.elapsed_time(end) / (self.repeats * len(self.products))
 
     def _run(self) -> None:
@@ -145,6 +161,8 @@ def accelerate(
     algorithms: Algorithms | None = None,
 ) -> tuple[Choice, ...]:
     """Replace pruned linears of ``model`` by :class:`DispatchedLinear` where another form than dense is faster.
+
+    Where dense is fastest for every number of tokens they are ``nn.Linear``, whether they came packed or not.
 
     Linears that have shape, type, bias and pattern in common are measured once. Only linears that are modules take
     part: not experts in a stack, not transposed weights.
@@ -237,7 +255,8 @@ def _replace(
         except RuntimeError as error:  # though the first ones of its kind could have that form
             warnings.warn(f"{name} stays {_form_of(linear)}: {_reason(error)}", stacklevel=3)
             continue
-        model.set_submodule(name, DispatchedLinear(forms, plan, _dtype(linear)))
+        only_dense = forms.keys() == {DENSE}
+        model.set_submodule(name, forms[DENSE] if only_dense else DispatchedLinear(forms, plan, _dtype(linear)))
 
 
 def _form_of(linear: nn.Linear | SparseLinear) -> str:
