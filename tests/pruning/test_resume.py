@@ -99,7 +99,8 @@ def test_other_families_as_well(name, tmp_path, recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "step"), [("killed", 0), ("interrupted", 2), ("full disk", 4)])
+@pytest.mark.filterwarnings("ignore::secateur.errors.Notice")  # a disk that is full when all but cleaning up is done
+@pytest.mark.parametrize(("way", "step"), [("killed", 0), ("interrupted", 4), ("full disk", 8)])
 def test_at_steps_from_first_to_last(way, step, tmp_path, recipe):
     dense, recipe = pico.save("llama-gqa-tied", tmp_path / "dense"), replace(recipe, pattern="2:4")
     secateur.prune(dense, tmp_path / "whole", recipe)
@@ -113,8 +114,8 @@ def test_at_steps_from_first_to_last(way, step, tmp_path, recipe):
                 secateur.prune(dense, out, recipe, resume=True, force=True)
         assert content(out) == wanted
         shutil.rmtree(out)
-        step += 6
-    assert step > 100
+        step += 12
+    assert step > 90
 
 
 @pytest.fixture
