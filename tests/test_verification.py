@@ -107,6 +107,37 @@ def test_a_changed_file_beside_the_weights_fails(pruned, name):
         assert secateur.verify(pruned).failures == {"files": [name]}
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "added_tokens.json", "model.safetensors", "x.safetensors"])
+def test_an_added_file_that_loaders_read_fails(pruned, name):
+    if name == "model.safetensors":
+        save_file(secateur.load(pruned).state_dict(), pruned / name, metadata={"format": "pt"})
+    else:
+        (pruned / name).write_text("{}")
+    assert secateur.verify(pruned).failures == {"files": [name]}
+
+
+def test_an_added_file_that_nothing_reads_is_named_as_not_checked(pruned):
+    (pruned / "README.md").write_text("mine")
+    verdict = secateur.verify(pruned)
+    assert verdict.passed and any("README.md" in what for what in verdict.unchecked)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_packing_does_not_vouch_for_what_was_changed(pruned, tmp_path, packed):
+    if packed:
+        secateur.pack(pruned, tmp_path / "packed")
+    step, folder = (secateur.unpack, tmp_path / "packed") if packed else (secateur.pack, pruned)
+    name = min(path.name for path in folder.glob("model-*.safetensors")) if packed else "tokenizer_config.json"
+    path, out = folder / name, tmp_path / "out"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if packed else whole + b"\n")
+    with pytest.raises(InputError, match=f"{name} is no longer as it was written"):
+        step(folder, out)
+    assert not out.exists()
+    tamper(folder, lambda manifest: manifest.pop("files"))
+    step(folder, out)
+
+
 @pytest.mark.parametrize("name", ["mixtral", "gpt2", "opt-350m"])
 def test_packing_changes_nothing_that_is_verified(name, tmp_path):
     dense = pico.save(name, tmp_path / "dense", torch.bfloat16)

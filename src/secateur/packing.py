@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.checkpoint import MANIFEST, Source, Workspace, Writer, check_apart, local_folder, opened, read_orders
+from secateur.checkpoint import (
+    MANIFEST,
+    Source,
+    Workspace,
+    Writer,
+    check_apart,
+    check_unchanged,
+    local_folder,
+    opened,
+    read_orders,
+)
 from secateur.checkpoint.layout import PACKED_TYPE
 from secateur.checkpoint.packed import as_tensors
 from secateur.checkpoint.sparse import BITS, SparseWeight, pack_int8
@@ -62,6 +72,7 @@ def pack(
     progress = progress or Progress()
     with progress, Workspace(out, model, force=force) as work, local_folder(str(model), work.folder) as folder:
         check_apart(work.out, folder)
+        check_unchanged(folder)
         work.begin()
         source = Source(folder)
         if source.packed:
@@ -117,6 +128,7 @@ def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress:
         source = opened(folder)
         if not source.packed:
             raise InputError(f"{folder} is not packed")
+        check_unchanged(folder, weights=True)
         shards: dict[Path, list[str]] = {}
         for name in source.names():
             shards.setdefault(source.held[source.stacks.parts(name)[0]].file, []).append(name)

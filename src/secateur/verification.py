@@ -12,9 +12,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.checkpoint import INDEX, MANIFEST, Source, local_folder, opened, read_orders
+from secateur.checkpoint import (
+    MANIFEST,
+    Source,
+    changed_files,
+    local_folder,
+    opened,
+    read_orders,
+    unlisted_files,
+)
 from secateur.devices import full_precision
-from secateur.digests import bytes_digest, file_digest, nonzeros_digest
+from secateur.digests import bytes_digest, nonzeros_digest
 from secateur.errors import InputError
 from secateur.files import member, read_as
 from secateur.masks import obeys, sparsity_of
@@ -62,7 +70,8 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     ``layers``: the linears that the manifest lists are all that its recipe prunes. ``pattern``: each obeys the pattern
     as it is stored. ``zeros`` and ``bytes``: its zeros are where the mask put them, and its bytes those that were
     written. ``sparsity``: the figures in the manifest are those of the files. ``unpruned``: all other tensors are as
-    they were written. ``files``: so are the config, the tokenizer and what else lies beside them.
+    they were written. ``files``: so are the config, the tokenizer and what else lies beside them, and nothing was added
+    that is read when the model is loaded.
 
     Given the dense model, ``weights``: every tensor is the dense one, masked and in the recorded order of channels, bit
     for bit (pruned weights that were reconstructed excepted); and ``logits``: the model computes the same as with all
@@ -99,7 +108,9 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     if manifest.files is None:
         unchecked.append(f"the config and the tokenizer, but for sizes and ids: {MANIFEST} has no digests of them")
     else:
-        failures["files"] = _check_files(folder, manifest.files)
+        failures["files"] = changed_files(folder, manifest.files)
+        added = [name for name in unlisted_files(folder, manifest.files) if name not in failures["files"]]
+        unchecked += [f"{name}, which was added" for name in added]
         checked.append("and the config, the tokenizer and what else lies beside the weights")
     difference = None
     if dense is None:
@@ -187,13 +198,6 @@ def _check_unpruned(source: Source, blocks: Sequence[Block], digests: Mapping[st
     others = [name for name in source.names() if name not in pruned]
     changed = [name for name in others if bytes_digest(source.read([name])[name]) != digests.get(name)]
     return changed + [f"{name} is gone" for name in digests.keys() - set(others)]
-
-
-def _check_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
-    """The names of files that are not as they were written, those of weights left out: their tensors are checked."""
-    names = [name for name in digests if not name.endswith(".safetensors") and name != INDEX]
-    paths = {name: member(folder, Path(name).name) for name in names}
-    return [name for name, path in paths.items() if path is None or file_digest(path) != digests[name]]
 
 
 # ---------------------------------------------------------------- against the dense model

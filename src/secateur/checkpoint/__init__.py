@@ -9,6 +9,7 @@ from secateur.checkpoint.checks import check, check_finite, opened, read_orders
 from secateur.checkpoint.config import context_of, load_into
 from secateur.checkpoint.destination import check_apart
 from secateur.checkpoint.layout import INDEX, MANIFEST, ORDERS, WEIGHTS
+from secateur.checkpoint.recorded import changed_files, check_unchanged, unlisted_files
 from secateur.checkpoint.resolve import check_there, convert, load_whole, local_folder, outline
 from secateur.checkpoint.source import Source
 from secateur.checkpoint.workspace import Workspace
@@ -22,10 +23,12 @@ __all__ = [
     "Source",
     "Workspace",
     "Writer",
+    "changed_files",
     "check",
     "check_apart",
     "check_finite",
     "check_there",
+    "check_unchanged",
     "context_of",
     "convert",
     "load_into",
@@ -34,4 +37,5 @@ __all__ = [
     "opened",
     "outline",
     "read_orders",
+    "unlisted_files",
 ]
