@@ -69,9 +69,9 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
 
     ``layers``: the linears that the manifest lists are all that its recipe prunes. ``pattern``: each obeys the pattern
     as it is stored. ``zeros`` and ``bytes``: its zeros are where the mask put them, and its bytes those that were
-    written. ``sparsity``: the figures in the manifest are those of the files. ``unpruned``: all other tensors are as
-    they were written. ``files``: so are the config, the tokenizer and what else lies beside them, and nothing was added
-    that is read when the model is loaded.
+    written. ``shape``, ``sparsity``: the figures in the manifest are those of the files. ``unpruned``: all other
+    tensors are as they were written. ``files``: so are the config, the tokenizer and what else lies beside them, and
+    nothing was added that is read when the model is loaded.
 
     Given the dense model, ``weights``: every tensor is the dense one, masked and in the recorded order of channels, bit
     for bit (pruned weights that were reconstructed excepted); and ``logits``: the model computes the same as with all
@@ -131,12 +131,21 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
 
 
 class _Layer(msgspec.Struct, frozen=True):
-    """What is checked of what the manifest says of a linear."""
+    """What the manifest says of a linear: name to digests are checked, and the types of all."""
 
     name: str
+    shape: tuple[int, int]
     sparsity: float
     nonzeros_sha256: str
     weight_sha256: str
+    retained: float | None = None
+    unstructured: float | None = None
+    relative_error: float | None = None
+    score: str | None = None
+    tokens: int | None = None
+    dead_channels: int | None = None
+    refused: list[str] = []
+    folds: dict[str, float] = {}
 
 
 class _Manifest(msgspec.Struct, frozen=True):
@@ -172,7 +181,7 @@ def _check_linears(
     sparsity: float,
 ) -> dict[str, list[str]]:
     """The names of pruned linears that are not as the recipe and the manifest have them, by what is wrong."""
-    failures: dict[str, list[str]] = {"pattern": [], "zeros": [], "bytes": [], "sparsity": []}
+    failures: dict[str, list[str]] = {check: [] for check in ("pattern", "shape", "zeros", "bytes", "sparsity")}
     zeros = numbers = 0
     for name, (block, linear) in linears.items():
         weight = block.stored(linear, source.read([block.prefix + linear.tensor]))
@@ -181,6 +190,8 @@ def _check_linears(
             failures["pattern"].append(name)
         if name not in known:
             continue
+        if (shape := tuple(weight.shape)) != known[name].shape:
+            failures["shape"].append(f"{name} is {shape}, not {known[name].shape}")
         if nonzeros_digest(weight) != known[name].nonzeros_sha256:
             failures["zeros"].append(name)
         elif not isclose(sparsity_of(weight), known[name].sparsity):
