@@ -33,8 +33,11 @@ class Held:
 def reading(shard: Path) -> Iterator[Any]:
     """A safetensors file, open; what it raises becomes an :class:`InputError` that names it."""
     try:
+        shard.open("rb").close()  # of a file that may not be read safetensors says that there is none
         with safe_open(shard, framework="pt") as file:
             yield file
+    except PermissionError:
+        raise InputError(f"{shard} cannot be read: permission denied") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{shard} is damaged or incomplete: {reason(error)}") from error
 

@@ -56,7 +56,10 @@ class Writer:
     def _save(self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
         with self._work.file(f"{MODEL}/{name}") as path:
             try:
+                path.touch()
+                mode = path.stat().st_mode
                 save_file(tensors, path, metadata=metadata)
+                path.chmod(mode)  # safetensors lets nobody else read what it writes
             except SafetensorError as error:  # which hides what the system said
                 raise OSError(f"{name} cannot be written in {path.parent}: {error}") from error
 
