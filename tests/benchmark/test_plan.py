@@ -24,6 +24,14 @@ def plan(folder, **pattern):
     return secateur.plan(folder, **pattern, rate=lambda number: 1e9)
 
 
+@pytest.mark.parametrize("vocabulary", [2**33, 2**40])
+def test_a_vocabulary_that_no_file_bears_out_is_refused(tmp_path, vocabulary):
+    path = pico.save("llama-mha", tmp_path) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": vocabulary}))
+    with pytest.raises(InputError, match="its sizes make no sense"):
+        plan(tmp_path)
+
+
 def bounds(folder, **pattern):
     return {bound.weights: bound for bound in plan(folder, **pattern).bounds}
 

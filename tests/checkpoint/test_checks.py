@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import secateur
 from secateur.checkpoint import INDEX, Source, check, check_finite, local_folder, read_orders
+from secateur.checkpoint.shards import reading
 from secateur.errors import InputError
 from secateur.recipe import Recipe
 from tests import pico
@@ -105,6 +106,13 @@ DAMAGES = {
     "an impossible width": (says(hidden_size=2**62), "config.json cannot be loaded"),
     "endless depth": (says(num_hidden_layers=2**40), r"asks for 1099511627776 blocks .*the files hold 30 tensors"),
     "endless experts": (says(head_dim=2**40), "GB besides the weights"),
+    "endless labels": (says(num_labels=2**40), "num_labels of 1099511627776 makes no sense"),
+    "endless repeats": (says(attention_types=[[["global"], 2**40]]), "attention_types of 1099511627776"),
+    "floats of 8 bits": (says(dtype="float8_e4m3fn"), "dtype is float8_e4m3fn; weights must be float64, float32"),
+    "integers by its config": (says(dtype="int8"), "dtype is int8"),
+    "truth values": (says(dtype="bool"), "dtype is bool"),
+    "complex": (says(dtype="complex64"), "dtype is complex64"),
+    "quantized, but not how": (says(quantization_config={}), r"is quantized \(unknown\)"),
     "a kernel from the hub": (says(attn_implementation="org/kernel"), "asks for code from elsewhere"),
     "a kernel of a part": (says(_experts_implementation={"": "org/kernel"}), "asks for code from elsewhere"),
     "other weights": (says(transformers_weights="other.safetensors"), "names other files of weights"),
@@ -192,6 +200,33 @@ def test_a_tensor_that_no_file_holds_is_refused(folder):
 def test_tables_that_older_files_hold_are_passed_over(folder):
     tensors(lambda s: s.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))(folder)
     assert check(Source(folder))
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_masks_that_older_files_of_gpt2_hold_are_passed_over(tmp_path, prefix):
+    folder = pico.save("gpt2", tmp_path / "model")
+    state = {prefix + name.removeprefix("transformer."): x for name, x in load_file(folder / WEIGHTS).items()}
+    masks = {f"{prefix}h.0.attn.bias": torch.ones(1, 1, 64, 64), f"{prefix}h.0.attn.masked_bias": torch.tensor(-1e4)}
+    save_file(state | masks, folder / WEIGHTS, metadata={"format": "pt"})
+    with local_folder(str(folder)) as whole:
+        assert check(Source(whole))
+
+
+def test_a_file_that_may_not_be_read_is_not_called_absent(folder, monkeypatch):
+    def denied(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with (
+        pytest.raises(InputError, match=r"model\.safetensors cannot be read: permission denied"),
+        reading(folder / WEIGHTS),
+    ):
+        pass
+
+
+def test_files_of_weights_have_the_mode_of_the_others(folder, tmp_path):
+    secateur.prune(folder, tmp_path / "out", Recipe(score="magnitude"))
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
 
 
 def test_a_special_token_for_other_models_of_the_family_is_passed_over(folder):

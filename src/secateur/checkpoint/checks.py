@@ -58,7 +58,7 @@ def check(source: Source) -> bool:
     names = _by_name(model)
     held = set(source.names()) - _orders(source, model)
     missing = [aliases[0] for aliases in set(names.values()) if not held.intersection(aliases)]
-    more = [name for name in source.names() if name in held and name not in names and not _is_passed_over(name, model)]
+    more = [name for name in source.names() if name in held and name not in names and not is_passed_over(name, model)]
     if missing and more and not source.packed:
         check_size(model, size, config)
         return False
@@ -117,11 +117,16 @@ def _by_name(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
     return {name: tuple(names) for names in aliases.values() for name in names}
 
 
-def _is_passed_over(name: str, model: PreTrainedModel) -> bool:
+def is_passed_over(name: str, model: PreTrainedModel) -> bool:
     """Whether ``name`` is of what older files hold as well: tables that today's model computes when it is built."""
     if name in dict(model.named_buffers()):
         return True
-    patterns = {r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", *(model._keys_to_ignore_on_load_unexpected or ())}
+    patterns = {
+        r"rotary_emb\.inv_freq$",
+        r"(^|\.)position_ids$",
+        r"\.masked_bias$",
+        *(model._keys_to_ignore_on_load_unexpected or ()),
+    }
     return any(re.search(pattern, name) for pattern in patterns)
 
 

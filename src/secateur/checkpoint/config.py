@@ -20,6 +20,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from secateur.checkpoint.layout import GATHER_TYPE, PACKED_TYPE
+from secateur.checkpoint.shards import FLOATS
 from secateur.errors import InputError, naming
 from secateur.files import member, read_object
 
@@ -30,6 +31,9 @@ _DEPTHS = {
 }  # fmt: skip
 # So many can be built at any rate. The deepest language models have less than half of it.
 ANY_DEPTH = 256
+# Other numbers of which transformers makes lists when it reads a config, and how long they may be.
+_LISTS = {"num_labels", "first_k_dense_replace", "num_mtp_layers", "attention_types"}
+ANY_LIST = 100_000
 # So much may a model take besides its weights: tables of positions, and masks of attention.
 ANY_BUFFERS = 64 << 20
 
@@ -68,7 +72,7 @@ def read_written(folder: Path) -> Written:
                 raise InputError(f"{path} is damaged: it has no base, the config of the model")
             base = inner
     _refuse_code(path, base)
-    if quantization := base.get("quantization_config"):
+    if (quantization := base.get("quantization_config")) is not None:
         kind = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
         raise InputError(f"{folder} is quantized ({kind}): give the original model, in float32, bfloat16 or float16")
     return Written(path, base, PACKED_TYPE in wrappers, GATHER_TYPE in wrappers)
@@ -124,16 +128,33 @@ def build_config(written: Written, tensors: int | None = None) -> PreTrainedConf
         raise InputError(f"{written.path}: max_position_embeddings is {context!r}, and must be a number of tokens")
     if not isinstance(config.dtype, torch.dtype | None):
         raise InputError(f"{written.path}: dtype {config.dtype!r} is none that torch has")
+    for dtype in {config.dtype, config.get_text_config().dtype} - {None}:
+        if (name := str(dtype).removeprefix("torch.")) not in FLOATS:
+            raise InputError(f"{written.path}: dtype is {name}; weights must be {', '.join(FLOATS)}")
     return config
 
 
 def check_depth(config: dict[str, Any], tensors: int | None, path: Path) -> None:
-    """Raise :class:`InputError` if the config at ``path`` asks for more blocks than the files hold ``tensors``."""
+    """Raise :class:`InputError` if the config at ``path`` asks for more blocks than the files hold ``tensors``.
+
+    The same for other numbers that take memory before anything has a shape.
+    """
     most = max(ANY_DEPTH, tensors or 0)
     for key, value in _entries(config):
         if key in _DEPTHS and isinstance(value, int | float) and value > most:
             held = f"the files hold {tensors} tensors" if tensors is not None else f"no model has more than {most}"
             raise InputError(f"{path} asks for {value} blocks ({key}), and {held}")
+        if key in _LISTS and (largest := max(_numbers(value), default=0)) > ANY_LIST:
+            raise InputError(f"{path}: {key} of {largest} makes no sense; no model has more than {ANY_LIST:,}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in nested lists, or a number itself."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _numbers(one)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def context_of(config: PreTrainedConfig) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
-from secateur.checkpoint.checks import check, check_size
+from secateur.checkpoint.checks import check, check_size, is_passed_over
 from secateur.checkpoint.config import build_config, check_depth, described_model, read_written
 from secateur.checkpoint.durable import scratch_folder
 from secateur.checkpoint.gguf import read_contents
@@ -18,6 +18,8 @@ from secateur.models.gather import ORDER
 
 # For a model of which there is nothing but its config.
 FEW_TENSORS, MOST_WEIGHTS = 10_000, 100 * 10**12
+# The largest vocabularies have a quarter of a million tokens.
+MOST_TOKENS = 10 * 10**6
 
 _FILES = (*COMPANIONS, *ADAPTERS[:1], WEIGHTS, INDEX, "model-*.safetensors")
 
@@ -68,6 +70,10 @@ def outline(model: str) -> PreTrainedModel:
     described = described_model(build_config(written), written.path, FEW_TENSORS, 2 * MOST_WEIGHTS)
     if (weights := sum(parameter.numel() for parameter in described.parameters())) > MOST_WEIGHTS:
         raise InputError(f"{written.path} describes a model of {weights:,} weights: its sizes make no sense")
+    with naming(written.path):
+        tokens = described.get_input_embeddings().weight.shape[0]
+    if tokens > MOST_TOKENS:
+        raise InputError(f"{written.path} describes a vocabulary of {tokens:,} tokens: its sizes make no sense")
     return described
 
 
@@ -146,6 +152,8 @@ def load_whole(folder: Path, **options: Any) -> PreTrainedModel:
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     if absent := sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}):
         raise InputError(f"{folder} lacks weights of its model, or has them in another shape: {', '.join(absent[:3])}")
-    if more := sorted(name for name in info["unexpected_keys"] if not name.endswith(ORDER)):
+    if more := sorted(
+        name for name in info["unexpected_keys"] if not (name.endswith(ORDER) or is_passed_over(name, model))
+    ):
         raise InputError(f"{folder} holds tensors that its model does not have: {', '.join(more[:3])}")
     return model
