@@ -110,7 +110,7 @@ def pack(
 
 
 def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress: Progress | None = None) -> None:
-    """Write a packed folder as a plain Hugging Face folder again, bit for bit the one that was packed.
+    """Write a packed folder as a plain Hugging Face folder again, its weights bit for bit those that were packed.
 
     Weights whose values were rounded to int8 come back rounded, in their former type.
 
