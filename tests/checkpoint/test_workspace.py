@@ -151,7 +151,7 @@ def test_unfinished_work_is_named_and_never_discarded_by_a_habit(tmp_path, dense
             InputError, match=r"cut short.*out\.partial; `write 2 --resume` goes on.*delete that folder"
         ):
             write(dense, out, 2, **options)
-    with pytest.raises(InputError, match="another one: value was 2, and is 3"):
+    with pytest.raises(InputError, match="differed in its value, and so was another one: value was 2, and is 3"):
         write(dense, out, 3, resume=True)
     assert names(tmp_path / ".out.partial") == kept
     write(dense, out, 2, resume=True)
@@ -166,6 +166,46 @@ def test_what_cannot_be_resumed_is_removed_with_a_notice(tmp_path, dense):
         write(dense, out, 3)
     assert value_of(out) == 3
     assert names(tmp_path) == ["dense", "out"]
+
+
+DAMAGED = {
+    "empty": b"",
+    "truncated": b'{"command": ["wri',
+    "list": b"[]",
+    "null": b"null",
+    "object": b"{}",
+    "nul": bytes(40),
+    "no utf-8": b'{"command": ["\xff"], "run": {}, "files": {}}',
+    "deep": b"[" * 100_000,
+    "files": b'{"command": ["write"], "run": {}, "files": {"model/a": 1}}',
+    "run": b'{"command": ["write"], "run": 5, "files": {}}',
+}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_journal_loses_nothing(tmp_path, dense, content, resume):
+    assert stopped(lambda: write(dense, tmp_path / "out", 2), 50, "killed")
+    partial = tmp_path / ".out.partial"
+    assert (partial / "record 0").exists()
+    (partial / "journal.json").write_bytes(content)
+    before = {path: path.read_bytes() for path in partial.rglob("*") if path.is_file()}
+    with pytest.raises(
+        InputError, match=r"journal of .*\.out\.partial is damaged .*: delete that folder to begin anew"
+    ):
+        write(dense, tmp_path / "out", 2, resume=resume)
+    assert before == {path: path.read_bytes() for path in partial.rglob("*") if path.is_file()}
+    for path in (*partial.iterdir(), *(partial / "model").iterdir()):
+        if path.is_file() and path.name not in ("secateur.lock", "journal.json"):
+            path.unlink()
+    with pytest.warns(Notice, match="removed"):
+        write(dense, tmp_path / "out", 2)
+    assert value_of(tmp_path / "out") == 2
+
+
+@pytest.mark.parametrize("out", ["/", "//", "/tmp/.."])
+def test_the_root_is_no_place_for_a_model(dense, out):
+    refused("give a folder inside it", dense, out, force=True)
 
 
 def test_a_damaged_file_is_written_again(tmp_path, dense):
@@ -286,8 +326,8 @@ def test_an_empty_folder_is_replaced_and_a_file_or_a_link_is_not(tmp_path, dense
     assert value_of(tmp_path / "empty") == 1
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
-    for name in ("file", "link"):
-        refused("exists and is not a folder", dense, tmp_path / name, force=True)
+    refused("exists and is not a folder", dense, tmp_path / "file", force=True)
+    refused("is a link", dense, tmp_path / "link", force=True)
 
 
 def test_the_model_itself_is_never_replaced(tmp_path, dense, monkeypatch):

@@ -20,7 +20,11 @@ def check_destination(out: Path, force: bool) -> None:
     An empty folder may be replaced; with ``force`` also one that holds nothing but files that its manifest lists, with
     the bytes that it says.
     """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    if out.is_symlink():
+        raise InputError(
+            f"{out} is a link, and no folder is put in place of one: give what it leads to, or another --out"
+        )
+    if out.exists() and not out.is_dir():
         raise InputError(f"{out} exists and is not a folder")
     if not out.exists():
         return

@@ -11,7 +11,8 @@ same way: whatever stops the process, all that the journal names is there. The m
 so that a journal which names it is that of a finished model; then ``model`` and ``out`` are exchanged in one step
 (``renameat2``), and the folder is removed, journal first. What a killed process leaves is therefore one of
 
-- no journal, or one of work that cannot be resumed: removed by whoever comes next, with a notice;
+- no journal, or one of work that cannot be resumed: removed by whoever comes next, with a notice (a journal that was
+  damaged since is refused instead: what it named may be there);
 - a journal of work that can be resumed: kept until a run resumes it, or its user deletes it;
 - a finished model that is not at ``out``: the same, and to resume is to put it there, unless ``out`` had stepped aside
   already, when it is put there at once;
@@ -34,7 +35,7 @@ from secateur.checkpoint.destination import check_apart, check_destination
 from secateur.checkpoint.durable import exchange, lock, replacing, sync
 from secateur.checkpoint.layout import MANIFEST
 from secateur.digests import file_digest
-from secateur.errors import InputError, Notice
+from secateur.errors import InputError, Notice, reason
 
 LOCK, JOURNAL, MODEL, OLD = "secateur.lock", "journal.json", "model", "old"
 
@@ -48,9 +49,9 @@ class Journal(msgspec.Struct):
         files: SHA-256 of each finished file, by its path in the workspace.
     """
 
-    command: list[str] = msgspec.field(default_factory=list)
-    run: dict[str, Any] = msgspec.field(default_factory=dict)
-    files: dict[str, str] = msgspec.field(default_factory=dict)
+    command: list[str]
+    run: dict[str, Any]
+    files: dict[str, str]
 
 
 class Workspace:
@@ -69,10 +70,15 @@ class Workspace:
             source: the model that is read, which must lie elsewhere.
             force: a model folder that Secateur wrote may be replaced.
             resume: what an earlier run left unfinished may be continued; else it is refused, by name.
+
+        Raises:
+            InputError: when ``out`` is the root of the file system.
         """
         self.out = Path(os.path.normpath(Path(out).absolute()))
+        if not self.out.name:
+            raise InputError(f"{self.out} cannot be replaced: give a folder inside it as --out")
         self.folder = self.out.with_name(f".{self.out.name}.partial")
-        self.journal = Journal()
+        self.journal = Journal([], {}, {})
         self._source, self._force, self._resume, self._resumed = Path(source), force, resume, False
 
     # ---------------------------------------------------------------- from entering to leaving
@@ -81,8 +87,8 @@ class Workspace:
         """Check the destination, lock the workspace, and see to what an earlier run left there.
 
         Raises:
-            InputError: when ``out`` cannot be written or replaced, another process writes to it, or work that can be
-                resumed is there and is not to be.
+            InputError: when ``out`` cannot be written or replaced, another process writes to it, work that can be
+                resumed is there and is not to be, or nobody can tell because the journal is damaged.
         """
         try:
             left = self.folder.is_symlink() or (self.folder.exists() and any(self.folder.iterdir()))
@@ -96,6 +102,11 @@ class Workspace:
         if held is None:
             raise InputError(f"another process is writing to {self.out}: wait for it, or give another --out")
         self._lock = held
+        try:
+            self.journal = self._read_journal()
+        except InputError:
+            self._leave(keep=True)
+            raise
         try:
             if left:
                 self._take_over()
@@ -140,12 +151,22 @@ class Workspace:
             check_apart(self.out, self._source)
         check_destination(self.out, self._force)
 
+    def _read_journal(self) -> Journal:
+        """The journal of an earlier run, if it left one. Damaged, it is no reason to remove what may be finished."""
+        try:
+            return msgspec.json.decode((self.folder / JOURNAL).read_bytes(), type=Journal)
+        except FileNotFoundError:
+            pass
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            if any(path.is_file() and path.name not in (LOCK, JOURNAL) for path in self.folder.rglob("*")):
+                raise InputError(
+                    f"the journal of {self.folder} is damaged ({reason(error)}), so that what a run to {self.out} had "
+                    "finished there cannot be told: delete that folder to begin anew"
+                ) from None
+        return Journal([], {}, {})
+
     def _take_over(self) -> None:
         left = any(path.name != LOCK for path in self.folder.iterdir())
-        try:
-            self.journal = msgspec.json.decode((self.folder / JOURNAL).read_bytes(), type=Journal)
-        except (OSError, msgspec.DecodeError):
-            self.journal = Journal()
         self._resumed = not self._settle() and self._can_be_resumed()
         if self._resumed and not self._resume:
             raise InputError(f"a run to {self.out} was cut short: {self._remains()}")
@@ -181,7 +202,7 @@ class Workspace:
         """Remove all but the lock; the journal first, so that nothing names what is no longer there."""
         (self.folder / JOURNAL).unlink(missing_ok=True)
         sync(self.folder)
-        self.journal = Journal()
+        self.journal = Journal([], {}, {})
         for path in self.folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -200,10 +221,14 @@ class Workspace:
         Raises:
             InputError: when an earlier run that is to be resumed was another one.
         """
+        before, now = self.journal.run, dict(run or {})
         if not self._resumed:
-            self.journal = Journal(list(command), dict(run or {}))
-        elif differences := list(_differences(self.journal.run, dict(run or {}))):
-            raise InputError(f"the run to resume was another one: {'; '.join(differences[:3])}")
+            self.journal = Journal(list(command), now, {})
+        elif differences := list(_differences(before, now)):
+            changed = " and ".join(key for key in before | now if before.get(key) != now.get(key))
+            raise InputError(
+                f"the run to resume differed in its {changed}, and so was another one: {'; '.join(differences[:3])}"
+            )
         (self.folder / MODEL).mkdir(exist_ok=True)
         for path in (*self.folder.iterdir(), *(self.folder / MODEL).iterdir()):
             if path.is_file() and str(path.relative_to(self.folder)) not in (*self.journal.files, LOCK):

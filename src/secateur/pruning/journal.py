@@ -49,9 +49,16 @@ class Setting:
 
     @classmethod
     def choose(cls, recipe: Recipe, stored: torch.dtype, earlier: Mapping[str, Any]) -> "Setting":
-        """That of the ``earlier`` run, if there is one to resume; else what suits the recipe and this machine."""
+        """That of the ``earlier`` run, if there is one to resume; else what suits the recipe and this machine.
+
+        Raises:
+            InputError: when the device cannot be used, or the earlier run's setting is none.
+        """
         if "setting" in earlier:
-            return msgspec.convert(earlier["setting"], cls)
+            try:
+                return msgspec.convert(earlier["setting"], cls)
+            except msgspec.ValidationError as error:
+                raise InputError(f"the journal of the run to resume is damaged: {error} (setting)") from None
         device = choose_device(recipe.device)
         dtype = str(choose_dtype(recipe.dtype, stored, device)).removeprefix("torch.")
         return cls(str(device), dtype, torch.get_num_threads(), batch_size(recipe))
