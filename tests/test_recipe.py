@@ -70,6 +70,8 @@ def test_bad_recipes_are_refused(tmp_path, text, message):
 
 
 def test_a_missing_recipe_is_refused():
+    with pytest.raises(InputError, match="has no name"):
+        Recipe.load("")
     with pytest.raises(InputError, match="cannot be read"):
         Recipe.load("nowhere.yaml")
 

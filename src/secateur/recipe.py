@@ -255,6 +255,8 @@ class Recipe:
         Raises:
             InputError: when there is no such file, or a field is unknown or of the wrong type.
         """
+        if not str(path):
+            raise InputError(f"the recipe has no name: give a YAML file, or one of {', '.join(PRESETS)}")
         file = Path(__file__).parent / "recipes" / f"{path}.yaml" if path in PRESETS else Path(path)
         try:
             data = yaml.safe_load(read_text(file)) or {}
