@@ -53,6 +53,8 @@ def test_the_published_scope_is_the_default():
         ("- a", "not a mapping"),
         ("a: [", "not YAML"),
         ("pattern: 5:4", "pattern 5:4"),
+        ("pattern: 122", "2:2 keeps all"),
+        ("pattern: '4:4'", "4:4 keeps all"),
         ("sparsity: 1.5", "not in"),
         ("sparsity: 0.5\npattern: 2:4", "not both"),
         ("alpha: -1", "negative"),

@@ -190,7 +190,8 @@ class Recipe:
             raise InputError(f"seed {self.seed} is not in [0, 2^63)")
         if self.communities < 1:
             raise InputError(f"{self.communities} communities are too few")
-        _ = self.target  # refuses a pattern or sparsity that makes no sense
+        if isinstance(target := self.target, NM) and target.kept == target.group:  # target refuses what makes no sense
+            raise InputError(f"pattern {target.kept}:{target.group} keeps all weights: give one that removes some")
 
     @property
     def target(self) -> Pattern:

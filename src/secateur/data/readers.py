@@ -81,9 +81,7 @@ def read_parquet(path: Path, column: str | None = None) -> Iterator[str]:
         file = parquet.ParquetFile(path)
         schema = file.schema_arrow
         values = {f.name: f.type.value_type if arrow.types.is_dictionary(f.type) else f.type for f in schema}
-        texts = [
-            name for name, kind in values.items() if kind in (arrow.string(), arrow.large_string(), arrow.string_view())
-        ]
+        texts = [name for name, kind in values.items() if str(kind) in ("string", "large_string", "string_view")]
         lists = [f.name for f in schema if arrow.types.is_list(f.type) and arrow.types.is_struct(f.type.value_type)]
         column = column or text_column(str(path), texts, lists)
         if column not in texts:
