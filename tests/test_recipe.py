@@ -53,6 +53,8 @@ def test_the_published_scope_is_the_default():
         ("- a", "not a mapping"),
         ("a: [", "not YAML"),
         ("pattern: 5:4", "pattern 5:4"),
+        ("pattern: 122", "2:2 keeps all"),
+        ("pattern: '4:4'", "4:4 keeps all"),
         ("sparsity: 1.5", "not in"),
         ("sparsity: 0.5\npattern: 2:4", "not both"),
         ("alpha: -1", "negative"),
@@ -70,6 +72,8 @@ def test_bad_recipes_are_refused(tmp_path, text, message):
 
 
 def test_a_missing_recipe_is_refused():
+    with pytest.raises(InputError, match="has no name"):
+        Recipe.load("")
     with pytest.raises(InputError, match="cannot be read"):
         Recipe.load("nowhere.yaml")
 
@@ -88,8 +92,9 @@ def test_auto_dtype():
 
 
 def test_bad_devices_are_refused():
-    with pytest.raises(InputError, match="cannot be used here"):
-        choose_device("gpu5")
+    for name in ("gpu5", "meta"):
+        with pytest.raises(InputError, match="cannot be used here"):
+            choose_device(name)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="cannot be used here"):
             choose_device("cuda")

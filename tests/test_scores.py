@@ -8,7 +8,7 @@ import torch
 from secateur.errors import InputError
 from secateur.masks import select
 from secateur.patterns import NM, Unstructured
-from secateur.scores import SCORES, activation, check_finite, relative_importance, ria, wanda
+from secateur.scores import SCORES, activation, check_finite, compute, relative_importance, ria, wanda
 from secateur.stats.inputs import InputStats
 from tests import oracle
 
@@ -108,6 +108,13 @@ def test_wanda_is_the_change_of_output_when_a_weight_goes():
 def test_activation_alone_is_the_norm():
     weight, inputs = case()
     torch.testing.assert_close(activation(weight, stats_of(inputs))[0], inputs.norm(dim=0))
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e30])
+def test_scores_that_overflow_are_refused_by_name(scale):
+    weight, inputs = case()
+    with pytest.raises(InputError, match=r"layer\.q: its sparsegpt scores overflow float32"):
+        compute("sparsegpt", weight * scale, stats_of(inputs), 0.5, "layer.q")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

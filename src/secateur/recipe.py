@@ -190,7 +190,8 @@ class Recipe:
             raise InputError(f"seed {self.seed} is not in [0, 2^63)")
         if self.communities < 1:
             raise InputError(f"{self.communities} communities are too few")
-        _ = self.target  # refuses a pattern or sparsity that makes no sense
+        if isinstance(target := self.target, NM) and target.kept == target.group:  # target refuses what makes no sense
+            raise InputError(f"pattern {target.kept}:{target.group} keeps all weights: give one that removes some")
 
     @property
     def target(self) -> Pattern:
@@ -255,6 +256,8 @@ class Recipe:
         Raises:
             InputError: when there is no such file, or a field is unknown or of the wrong type.
         """
+        if not str(path):
+            raise InputError(f"the recipe has no name: give a YAML file, or one of {', '.join(PRESETS)}")
         file = Path(__file__).parent / "recipes" / f"{path}.yaml" if path in PRESETS else Path(path)
         try:
             data = yaml.safe_load(read_text(file)) or {}

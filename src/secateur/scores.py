@@ -111,9 +111,19 @@ SCORES: dict[str, Score] = {
 
 
 def compute(score: str, weight: Tensor, stats: InputStats | None, alpha: float, where: str) -> Tensor:
-    """The score of this name; see :func:`check_finite` for ``where`` and what is raised."""
+    """The score of this name, finite, with a finite sum; see :func:`check_finite` for ``where``.
+
+    Raises:
+        InputError: unless weight, input sums and the sum of all scores, which orders are judged by, are finite.
+    """
     check_finite(weight, stats, where)
-    return SCORES[score].function(weight, stats, alpha)
+    found = SCORES[score].function(weight, stats, alpha)
+    if not found.sum().isfinite():
+        raise InputError(
+            f"{where}: its {score} scores overflow float32, with weights up to {weight.abs().max().item():.3g}; leave "
+            f"it dense (--skip {where!r}), choose another score, or look for what is wrong with the checkpoint"
+        )
+    return found
 
 
 def check_finite(weight: Tensor, stats: InputStats | None, where: str) -> None:

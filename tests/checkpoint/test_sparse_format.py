@@ -184,7 +184,7 @@ def test_plain_transformers_refuses_it(pruned, tmp_path):
 
 def test_what_cannot_be_packed(pruned, tmp_path):
     out = tmp_path / "packed"
-    with pytest.raises(InputError, match="too few zeros"):
+    with pytest.raises(InputError, match="too few zeros .* their type is none of bfloat16, float16, float32"):
         secateur.pack(tmp_path / "dense", out)
     with pytest.raises(InputError, match="not packed"):
         secateur.unpack(pruned, out)

@@ -44,6 +44,18 @@ def test_local_files_of_every_kind_hold_the_same_rows(tmp_path):
     assert data.load_text(str(tmp_path / "d.txt"), "calibration").joined == expected
 
 
+def test_a_byte_order_mark_and_an_upper_case_suffix_change_nothing(tmp_path):
+    (tmp_path / "a.JSONL").write_text('{"text": "words"}\n', encoding="utf-8-sig")
+    (tmp_path / "b.TXT").write_text("words", encoding="utf-8-sig")
+    for name in ("a.JSONL", "b.TXT"):
+        assert data.load_text(str(tmp_path / name), "evaluation").rows == ["words"]
+
+
+def test_text_may_be_encoded_by_a_dictionary(tmp_path):
+    path = parquet(tmp_path / "a.parquet", pyarrow.array(ROWS).dictionary_encode())
+    assert data.load_text(str(path), "evaluation").rows == ROWS
+
+
 def test_the_only_column_of_strings_is_the_text(tmp_path):
     assert data.load_text(str(parquet(tmp_path / "a.parquet", ROWS, "sentence")), "evaluation").rows == ROWS
 
@@ -136,9 +148,13 @@ def test_too_little_text_says_what_to_do(tokenizer):
         ("empty.txt", b"", "holds no text"),
         ("blank.jsonl", b"\n\n", "holds no text"),
         ("broken.jsonl", b'{"text": "a"}\n{"text"', "broken.jsonl, line 2: not JSON"),
-        ("list.jsonl", b"[1]\n", "line 1: not a JSON object"),
+        ("list.jsonl", b"[1]\n", "line 1: not a JSON object .*one object a line"),
         ("number.jsonl", b'{"text": "a"}\n{"text": 3}\n', "line 2: no text in 'text'"),
-        ("two.jsonl", b'{"a": "x", "b": "y"}\n', "no column named 'text', but 'a', 'b'"),
+        (
+            "two.jsonl",
+            b'{"a": "x", "b": "y"}\n',
+            "no column named 'text', and several or none that may be it: 'a', 'b'",
+        ),
         ("latin.txt", b"\xff\xfe\xfa", "cannot be read as text"),
         ("fake.jsonl.gz", b"not gzip", "cannot be read as text"),
         ("fake.parquet", b"not parquet", "cannot be read as parquet"),
@@ -149,7 +165,7 @@ def test_too_little_text_says_what_to_do(tokenizer):
         ("half.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', "row 2: not a text, it has half a character"),
         ("null.jsonl", b'{"text": null}\n', "holds no text"),
         ("later.jsonl", b'{"text": null}\n{"text": ["a"]}\n', "line 2: no text in 'text'"),
-        ("ids.jsonl", b'{"prompt_id": "abc", "n": 3}\n', "no column named 'text', but 'prompt_id'"),
+        ("ids.jsonl", b'{"prompt_id": "abc", "n": 3}\n', "no column named 'text', and .*: 'prompt_id'"),
         (
             "chats.jsonl",
             b'{"id": "a", "conversations": [{"from": "human"}]}\n',

@@ -98,6 +98,28 @@ def test_weights_alone_need_no_batches_and_inputs_need_some():
         secateur.prune_module(nn.Linear(4, 4), recipe=Recipe(score="ri"))
 
 
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (iter([torch.ones(1, 4)]), "batches is a list_iterator: give a list"),
+        (torch.ones(3, 4), "batches is a Tensor: give a list"),
+        ([3], "batch 0 is a int: give a mapping"),
+        ([[torch.ones(1, 4)]], "batch 0 is a list: give a mapping"),
+        ([(torch.ones(1, 4),)], "batch 0 is a tuple: give a mapping"),
+        ([torch.ones(0, 4)], "batch 0 is empty"),
+        ([{}], "batch 0 is empty"),
+    ],
+)
+def test_what_is_no_batch_is_refused(batches, message):
+    with pytest.raises(secateur.InputError, match=message):
+        secateur.prune_module(mixer()[0], batches)
+
+
+def test_a_model_without_weights_is_refused():
+    with torch.device("meta"), pytest.raises(secateur.InputError, match="no weights yet"):
+        secateur.prune_module(Mixer(), recipe=Recipe(score="ri"))
+
+
 def test_batches_by_name_are_what_token_ids_are():
     digests = []
     for wrap in (lambda ids: ids, lambda ids: {"input_ids": ids}):

@@ -23,14 +23,18 @@ _NO_TEXT = re.compile(r"(.*[_-])?(id|uuid|url|hash)", re.IGNORECASE)
 
 def suffix(path: Path) -> str:
     """The kind of a file: its suffix, or the one before ``.gz``."""
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return (path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix).lower()
 
 
 @contextmanager
 def _text_of(path: Path) -> Iterator[TextIO]:
     """A UTF-8 file, gzipped or not, open; raises :class:`InputError` when it turns out to be something else."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix.lower() == ".gz"
+            else path.open(encoding="utf-8-sig") as file
+        ):
             yield file
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read as text: {reason(error)}") from None
@@ -61,7 +65,7 @@ def read_jsonl(path: Path, column: str | None = None) -> Iterator[str]:
             except (ValueError, RecursionError) as error:  # which may also be a number of too many digits
                 raise InputError(f"{where}: not JSON ({reason(error)})") from None
             if not isinstance(record, dict):
-                raise InputError(f"{where}: not a JSON object with a text in it")
+                raise InputError(f"{where}: not a JSON object with a text in it; one object a line is wanted")
             column = column or column_of(str(path), record)
             if column not in record or not isinstance(record[column], str | None):
                 raise InputError(f"{where}: no text in {column!r}")
@@ -76,7 +80,8 @@ def read_parquet(path: Path, column: str | None = None) -> Iterator[str]:
     try:
         file = parquet.ParquetFile(path)
         schema = file.schema_arrow
-        texts = [f.name for f in schema if arrow.types.is_string(f.type) or arrow.types.is_large_string(f.type)]
+        values = {f.name: f.type.value_type if arrow.types.is_dictionary(f.type) else f.type for f in schema}
+        texts = [name for name, kind in values.items() if str(kind) in ("string", "large_string", "string_view")]
         lists = [f.name for f in schema if arrow.types.is_list(f.type) and arrow.types.is_struct(f.type.value_type)]
         column = column or text_column(str(path), texts, lists)
         if column not in texts:
@@ -126,7 +131,8 @@ def text_column(where: str, texts: Sequence[str], lists: Sequence[str]) -> str:
     likely = [name for name in texts if not _NO_TEXT.fullmatch(name)]
     if len(likely) == 1:
         return likely[0]
-    raise InputError(f"{where} has no column named 'text', but {', '.join(map(repr, texts)) or 'none'} with strings")
+    held = f"several or none that may be it: {', '.join(map(repr, texts))}" if texts else "none that holds strings"
+    raise InputError(f"{where} has no column named 'text', and {held}")
 
 
 def read_rows(path: Path, most: int) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """Prune a model that is in memory: any module with repeated blocks of linears, on a user's own batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,8 +43,10 @@ def prune_module(
         what ``secateur.json`` says of a written model's layers.
 
     Raises:
-        InputError: when the model has no such blocks, or there are too few batches; nothing is changed then.
+        InputError: when the model has no such blocks or no weights (on ``meta``), or there are too few batches or some
+            that are none; nothing is changed then.
     """
+    _check_input(model, batches)
     recipe, progress, clock = replace(recipe or Recipe(), permute="none"), progress or Progress(), Clock()
     task, results = prepare(model, recipe), Results()
     held_out = max(1, len(batches) // 8) if recipe.held_out else 0
@@ -71,6 +73,20 @@ def prune_module(
         "skipped": task.skipped,
         **results.report(clock),
     }
+
+
+def _check_input(model: nn.Module, batches: Sequence[Batch]) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError("the model has no weights yet (device meta): load them first")
+    wanted = "a mapping of the model's keyword arguments, or a tensor of token ids"
+    if not isinstance(batches, Sequence):
+        raise InputError(f"batches is a {type(batches).__name__}: give a list, each of which is {wanted}")
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, Tensor | Mapping):
+            raise InputError(f"batch {number} is a {type(batch).__name__}: give {wanted}")
+        values = [batch] if isinstance(batch, Tensor) else list(batch.values())
+        if all(isinstance(value, Tensor) and not value.numel() for value in values):
+            raise InputError(f"batch {number} is empty: give {wanted}")
 
 
 @dataclass(frozen=True)
