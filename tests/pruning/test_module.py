@@ -98,10 +98,16 @@ def test_weights_alone_need_no_batches_and_inputs_need_some():
         secateur.prune_module(nn.Linear(4, 4), recipe=Recipe(score="ri"))
 
 
+def test_batches_may_come_from_a_loader_that_is_read_once():
+    model, batches = mixer()
+    listed, loaded = (secateur.prune_module(copy.deepcopy(model), x, RECIPE) for x in (batches, iter(batches)))
+    assert listed["layers"] == loaded["layers"]
+
+
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        (iter([torch.ones(1, 4)]), "batches is a list_iterator: give a list"),
+        (3, "batches is a int: give a list"),
         (torch.ones(3, 4), "batches is a Tensor: give a list"),
         ([3], "batch 0 is a int: give a mapping"),
         ([[torch.ones(1, 4)]], "batch 0 is a list: give a mapping"),

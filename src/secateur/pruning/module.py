@@ -1,6 +1,6 @@
 """Prune a model that is in memory: any module with repeated blocks of linears, on a user's own batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from secateur.recipe import Recipe
 
 
 def prune_module(
-    model: nn.Module, batches: Sequence[Batch] = (), recipe: Recipe | None = None, *, progress: Progress | None = None
+    model: nn.Module, batches: Iterable[Batch] = (), recipe: Recipe | None = None, *, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Prune ``model`` in place: a vision transformer, an encoder, or whatever has a list of blocks with linears.
 
@@ -46,7 +46,7 @@ def prune_module(
         InputError: when the model has no such blocks or no weights (on ``meta``), or there are too few batches or some
             that are none; nothing is changed then.
     """
-    _check_input(model, batches)
+    batches = _checked(model, batches)
     recipe, progress, clock = replace(recipe or Recipe(), permute="none"), progress or Progress(), Clock()
     task, results = prepare(model, recipe), Results()
     held_out = max(1, len(batches) // 8) if recipe.held_out else 0
@@ -75,18 +75,21 @@ def prune_module(
     }
 
 
-def _check_input(model: nn.Module, batches: Sequence[Batch]) -> None:
+def _checked(model: nn.Module, batches: Iterable[Batch]) -> list[Batch]:
+    """The batches of any iterable, such as a loader that shuffles, which is read once."""
     if any(parameter.is_meta for parameter in model.parameters()):
         raise InputError("the model has no weights yet (device meta): load them first")
     wanted = "a mapping of the model's keyword arguments, or a tensor of token ids"
-    if not isinstance(batches, Sequence):
+    if isinstance(batches, Tensor | Mapping) or not isinstance(batches, Iterable):
         raise InputError(f"batches is a {type(batches).__name__}: give a list, each of which is {wanted}")
+    batches = list(batches)
     for number, batch in enumerate(batches):
         if not isinstance(batch, Tensor | Mapping):
             raise InputError(f"batch {number} is a {type(batch).__name__}: give {wanted}")
         values = [batch] if isinstance(batch, Tensor) else list(batch.values())
         if all(isinstance(value, Tensor) and not value.numel() for value in values):
             raise InputError(f"batch {number} is empty: give {wanted}")
+    return batches
 
 
 @dataclass(frozen=True)
