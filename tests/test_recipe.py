@@ -92,9 +92,8 @@ def test_auto_dtype():
 
 
 def test_bad_devices_are_refused():
-    for name in ("gpu5", "meta"):
-        with pytest.raises(InputError, match="cannot be used here"):
-            choose_device(name)
+    with pytest.raises(InputError, match="cannot be used here"):
+        choose_device("gpu5")
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="cannot be used here"):
             choose_device("cuda")

@@ -17,9 +17,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        tensor = torch.ones(1, device=name)
-        tensor.item()  # only using a device shows that it is there, and meta has no values
-        return tensor.device
+        return torch.empty(1, device=name).device  # only using a device shows that it is there
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {name!r} cannot be used here ({reason(error)}); give auto, cpu or cuda") from None
 

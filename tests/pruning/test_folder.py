@@ -170,6 +170,7 @@ def test_bad_input_is_refused_and_nothing_is_written(tmp_path, recipe):
     refused(tmp_path, replace(recipe, skip=("*.query",)), r"--skip \*\.query names no layer")
     refused(tmp_path, replace(recipe, skip=("*",)), "every layer is skipped")
     refused(tmp_path, recipe, "no folder", model="missing")
+    refused(tmp_path, replace(recipe, device="meta"), "no values to compute with")
     state = load_file(folder / "model.safetensors")
     state["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

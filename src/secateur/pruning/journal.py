@@ -60,6 +60,8 @@ class Setting:
             except msgspec.ValidationError as error:
                 raise InputError(f"the journal of the run to resume is damaged: {error} (setting)") from None
         device = choose_device(recipe.device)
+        if device.type == "meta":
+            raise InputError("device 'meta' has no values to compute with: give auto, cpu or cuda (--device)")
         dtype = str(choose_dtype(recipe.dtype, stored, device)).removeprefix("torch.")
         return cls(str(device), dtype, torch.get_num_threads(), batch_size(recipe))
 
