@@ -99,10 +99,10 @@ def pack(
             packed |= {name: weight.nbytes for name, weight in weights.items()}
             progress.advance(1)
         if not packed:
-            kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in BITS))
+            types = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in BITS))
             raise InputError(
                 f"no linear in the blocks of {model} would get smaller: they have too few zeros "
-                f"(a zero with a minus sign counts as a weight), or their type is none of {kinds}"
+                f"(a zero with a minus sign counts as a weight), or their type is none of {types}"
             )
         config = {"model_type": PACKED_TYPE, "base": read_object(folder / "config.json")}
         writer.finish(folder, _manifest(folder), read_orders(folder), config=config)

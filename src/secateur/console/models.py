@@ -53,10 +53,10 @@ def pruning_notes(manifest: dict[str, Any]) -> list[str]:
     """What a reader of the table should know besides: what the guard kept, and layers that saw too little."""
     layers, notes = manifest["layers"], []
     if (share := sum(manifest["left_dense"].values())) > WORTH_SAYING:
-        kinds = ", ".join(list(manifest["left_dense"])[:3])
+        linears = ", ".join(list(manifest["left_dense"])[:3])
         notes.append(
             f"{share:.0%} of the weights in the blocks stay dense, since they are no linears that Secateur finds in a "
-            f"{manifest['family']} model: {kinds}{' …' if len(manifest['left_dense']) > 3 else ''}"
+            f"{manifest['family']} model: {linears}{' …' if len(manifest['left_dense']) > 3 else ''}"
         )
     for step in dict.fromkeys(trial["step"] for trial in manifest["guard"]):
         trials = [trial for trial in manifest["guard"] if trial["step"] == step]
