@@ -58,11 +58,6 @@ class Tiles:
     dtype: torch.dtype
     group: int
 
-    @property
-    def per_int32(self) -> int:
-        """Values that share an int32."""
-        return 4 if self.group else 2
-
 
 def tile(weight: SparseWeight) -> Tiles:
     """Lay out a weight of bfloat16 or int8 values, where it lies."""
