@@ -16,7 +16,7 @@ PACKAGE = Path(secateur.__file__).parent
 # may import its neighbours, as long as they do not import it.
 LAYERS = [
     ["errors", "patterns"],  # words that need no torch
-    ["progress", "devices", "digests", "files"],
+    ["progress", "devices", "digests", "files", "ranks"],
     ["masks", "stats", "permute", "scores", "reconstruct"],  # pure functions over tensors
     ["recipe"],  # which of them to use
     ["models", "data"],  # what they work on

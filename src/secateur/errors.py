@@ -14,6 +14,10 @@ class InputError(ValueError):
     """
 
 
+class RankError(RuntimeError):
+    """One of several processes that work together failed, or is gone, and so the others ended; see ``ranks.py``."""
+
+
 class Notice(UserWarning):
     """Something that a user should know and that stops nothing. The command line prints it as one line."""
 
