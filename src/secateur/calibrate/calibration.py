@@ -8,8 +8,10 @@ from secateur.calibrate.calls import Batch
 from secateur.calibrate.guard import Guard
 from secateur.calibrate.stream import Stream
 from secateur.models.blocks import Block
+from secateur.models.spaces import reader_groups
 from secateur.progress import Progress
-from secateur.stats.inputs import InputStats
+from secateur.ranks import Ranks
+from secateur.stats.inputs import InputStats, add_up
 
 # Output errors are measured on about this many input rows of each linear, spread over all samples.
 ERROR_ROWS = 256
@@ -31,6 +33,7 @@ class Calibration:
         gram: bool = False,
         one_shot: bool = False,
         progress: Progress | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -43,9 +46,15 @@ class Calibration:
             one_shot: take all statistics from the model as it is now: samples move on through each block in the pass
                 that observes it.
             progress: is told of the tokens that a block has processed; of the block where there are no samples.
+            ranks: those that have the same samples each take a share of them. Statistics and guard are of all, and
+                alike in every rank.
         """
-        self._model, self._blocks, self._batches = model, blocks, batches
-        self._held_out, self._gram, self._one_shot = held_out, gram, one_shot
+        self._ranks = ranks or Ranks()
+        first = len(batches) - held_out
+        seen, judged = self._ranks.share(batches[:first]), self._ranks.share(batches[first:])
+        self._samples, self._guards = bool(batches), held_out > 0  # a share may be empty
+        self._model, self._blocks, self._batches, self._held_out = model, blocks, (*seen, *judged), len(judged)
+        self._gram, self._one_shot = gram, one_shot
         self._progress = progress or Progress()
         self._stream: Stream | None = None
 
@@ -54,17 +63,21 @@ class Calibration:
 
         There are none of a block that is ``finished``: the samples only move on through it as they would have.
         """
-        if not self._batches:
+        if not self._samples:
             return {}, None
         if self._stream is None:
             self._stream = Stream(self._model, self._blocks, self._batches, self._progress, held_out=self._held_out)
+            self._tokens = self._ranks.gather(self._stream.tokens)
         if finished:
             if self._one_shot and not self._is_last(index):
                 self._stream.advance(index)
             return {}, None
-        guard = Guard(self._stream, index) if self._held_out else None
-        stride = max(1, self._stream.tokens // ERROR_ROWS)
-        return self._stream.observe(index, stride, self._one_shot and not self._is_last(index), self._gram), guard
+        guard = Guard(self._stream, index, self._ranks) if self._guards else None
+        stride, before = max(1, sum(self._tokens) // ERROR_ROWS), sum(self._tokens[: self._ranks.rank])
+        keeps = self._one_shot and not self._is_last(index)
+        stats = self._stream.observe(index, stride, keeps, self._gram, before)
+        add_up([stats[group[0].name] for group in reader_groups(self._blocks[index].linears)], self._ranks)
+        return stats, guard
 
     def advance(self, index: int) -> None:
         """Make what enters the next block, with block ``index`` as it is now."""

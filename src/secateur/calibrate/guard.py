@@ -1,11 +1,13 @@
 """Judge changes of a block on samples that no statistic has seen."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from secateur.calibrate.stream import Stream
+from secateur.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Guard:
     error on them may go with a higher one here.
     """
 
-    def __init__(self, stream: Stream, index: int) -> None:
-        """Run block ``index``, still dense, on the held-out samples."""
-        self._stream, self._index = stream, index
+    def __init__(self, stream: Stream, index: int, ranks: Ranks | None = None) -> None:
+        """Run block ``index``, still dense, on the held-out samples, of which each of the ``ranks`` has a share."""
+        self._stream, self._index, self._ranks = stream, index, ranks or Ranks()
         self._batches = range(stream.held_out, len(stream.hidden))
         self._inputs = [stream.hidden[i] for i in self._batches]
         self._wanted = self._outputs()
@@ -45,14 +47,19 @@ class Guard:
         """The error of the block's output as it is now: ‖y − y₀‖ / ‖y₀‖ of each token, root mean square over tokens.
 
         Token by token, since the norm before the next block makes all tokens the same size: a few have
-        hidden states a hundred times larger than the rest, and would be all that counts otherwise.
+        hidden states a hundred times larger than the rest, and would be all that counts otherwise. All ranks ask for it
+        at once, and have the same answer.
         """
-        errors = []
+        squares, tokens = [], 0
         for batch, now, wanted in zip(self._batches, self._outputs(), self._wanted, strict=True):
             error = (now - wanted).float().norm(dim=-1) / wanted.float().norm(dim=-1).clamp_min(1e-12)
             real = self._stream.real[batch]
-            errors.append((error if real is None else error[real]).square().flatten())
-        return torch.cat(errors).mean().sqrt().item()
+            error = error if real is None else error[real]
+            squares.append(error.square().sum(dtype=torch.float64))
+            tokens += error.numel()
+        sums = torch.tensor([float(sum(squares)), tokens], dtype=torch.float64)
+        self._ranks.sum(sums)
+        return math.sqrt(sums[0] / sums[1])
 
     def _outputs(self) -> list[Tensor]:
         return [self._stream.run(self._index, i, x) for i, x in zip(self._batches, self._inputs, strict=True)]

@@ -62,7 +62,7 @@ class Stream:
         self.tokens = sum(int(real.sum()) if real is not None else x[..., 0].numel() for x, real in counted)
 
     def observe(
-        self, index: int, stride: int = 1, keep_output: bool = False, gram: bool = False
+        self, index: int, stride: int = 1, keep_output: bool = False, gram: bool = False, first: int = 0
     ) -> dict[str, InputStats]:
         """Statistics of what enters the linears of block ``index``, by their names in the block.
 
@@ -74,9 +74,10 @@ class Stream:
                 ends as soon as every linear has seen its input: nobody reads the last one's output. The first goes to
                 its end all the same, and so do all in a block that uses a linear twice.
             gram: gather Gram matrices as well.
+            first: the number of tokens that come before these, in other ranks.
         """
         block = self.blocks[index]
-        stats = _empty_stats(block, stride, gram)
+        stats = _empty_stats(block, stride, gram, first)
         with _Watch(block, stats, stop_early=not keep_output) as watch:
             for i in range(self.held_out):
                 watch.begin(len(self.hidden[i]), self.real[i])
@@ -174,11 +175,11 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
 }
 
 
-def _empty_stats(block: Block, stride: int, gram: bool) -> dict[str, InputStats]:
+def _empty_stats(block: Block, stride: int, gram: bool, first: int) -> dict[str, InputStats]:
     """By the names of the linears of ``block``, statistics to fill: one object for each place where they read."""
     stats: dict[str, InputStats] = {}
     for group in reader_groups(block.linears):
         weight = block.weight(group[0])
-        shared = InputStats(weight.shape[1], stride, weight.device, gram)
+        shared = InputStats(weight.shape[1], stride, weight.device, gram, first)
         stats |= dict.fromkeys((linear.name for linear in group), shared)
     return stats

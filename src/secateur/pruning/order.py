@@ -7,6 +7,7 @@ from the scores of all its readers, with statistics of the dense model.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from secateur.permute.orders import inverse, share_kept
 from secateur.pruning.linear import score_of, search_order
 from secateur.pruning.prepare import Task
 from secateur.pruning.visit import Visit
+from secateur.ranks import Ranks
 
 # The one order for the whole model is searched on about this many rows, taken evenly from all its readers.
 SURVEYED_ROWS = 16_384
@@ -33,13 +35,15 @@ class Orderer:
         needs_survey: whether such orders are to be found, by a walk over the dense model.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, ranks: Ranks | None = None) -> None:
+        """Nothing is ordered yet. Of what there is to search in a block each of the ``ranks`` takes a part."""
         recipe = task.recipe
         folds = recipe.orders_channels and recipe.fold != "none"
         self._task, self._family = task, task.family
         self._rules = task.family.rules if folds else {}
         self._gathers = folds and recipe.fold == "gather"
-        self._surveyed: dict[str, list[tuple[NM, Tensor]]] = {}
+        self._ranks = ranks or Ranks()
+        self._surveyed: dict[str, tuple[list[NM], list[Tensor]]] = {}
         self.shared: dict[str, Tensor] = {}
         self.needs_survey = folds and recipe.fold == "exact" and "model" in self._rules.values()
 
@@ -48,18 +52,26 @@ class Orderer:
     def survey(self, visit: Visit) -> None:
         """Remember some rows of the scores of the readers of model-wide spaces in one block."""
         for space in self._spaces("model"):
-            readers = self._ordered(visit.block, (x for x in visit.block.linears if x.reads == space))
-            for linear, pattern in readers:
-                score = self._score(visit, linear)
-                stride = max(1, score.shape[0] * len(readers) * len(self._task.blocks) // SURVEYED_ROWS)
-                # Every linear counts by the shares of its own score: some have far larger inputs than others.
-                rows = score[::stride] / score.mean().clamp_min(torch.finfo(score.dtype).tiny)
-                self._surveyed.setdefault(space, []).append((pattern, rows))
+            readers = self._readers(visit, space)
+            groups = reader_groups(linear for linear, _ in readers)
+            patterns, rows = self._surveyed.setdefault(space, ([], []))
+            patterns += [pattern for _, pattern in readers]
+            rows += self._ranks.each([partial(self._surveyed_rows, visit, group, len(readers)) for group in groups])
+
+    def _surveyed_rows(self, visit: Visit, group: Sequence[Linear], readers: int) -> Tensor:
+        """Some rows of the scores of a reader group, which are to stand for some of the ``readers`` in one block."""
+        rows = []
+        for linear in group:
+            score = self._score(visit, linear)
+            stride = max(1, score.shape[0] * readers * len(self._task.blocks) // SURVEYED_ROWS)
+            # Every linear counts by the shares of its own score: some have far larger inputs than others.
+            rows.append(score[::stride] / score.mean().clamp_min(torch.finfo(score.dtype).tiny))
+        return torch.cat(rows)
 
     def settle_shared(self) -> None:
         """Search the orders of the surveyed spaces, all readers together."""
-        for space, surveyed in self._surveyed.items():
-            self.shared[space] = self._search([rows for _, rows in surveyed], [pattern for pattern, _ in surveyed])
+        jobs = [partial(self._search, rows, patterns) for patterns, rows in self._surveyed.values()]
+        self.shared = dict(zip(self._surveyed, self._ranks.each(jobs), strict=True))
         self._surveyed.clear()
 
     def fold_shared(self, block: Block, tensors: dict[str, Tensor]) -> None:
@@ -75,40 +87,45 @@ class Orderer:
         Returns:
             whether anything may have moved.
         """
-        for space in (*self._spaces("heads"), *self._spaces("block")):
-            self._order_space(visit, space)
+        spaces = [space for space in (*self._spaces("heads"), *self._spaces("block")) if self._can_be_ordered(visit, space)]
+        orders = self._ranks.each([partial(self._order_of, visit, space) for space in spaces])
+        for space, written in zip(spaces, orders, strict=True):
+            read = spread_to_queries(written, self._family.heads) if self._rules[space] == "heads" else written
+            fold_block(visit.tensors, visit.block.prefix, self._family, space, written, read)
+            self._follow(visit, [linear for linear in visit.block.linears if linear.reads == space], read)
+            visit.results.orders[visit.block.prefix + space] = written
         if self._gathers:
             self._gather(visit)
         return bool(self._rules)
 
-    def _order_space(self, visit: Visit, space: str) -> None:
-        block = visit.block
-        readers = self._ordered(block, (x for x in block.linears if x.reads == space))
-        if not readers:
-            return
-        patterns = [pattern for _, pattern in readers]
-        scores = [self._score(visit, linear) for linear, _ in readers]
+    def _readers(self, visit: Visit, space: str) -> list[tuple[Linear, NM]]:
+        return self._ordered(visit.block, (x for x in visit.block.linears if x.reads == space))
+
+    def _can_be_ordered(self, visit: Visit, space: str) -> bool:
+        """Whether somebody minds how a space inside the block is ordered, and groups lie inside of heads."""
+        patterns = [pattern for _, pattern in self._readers(visit, space)]
+        across = self._rules[space] == "heads" and any(self._family.heads[2] % pattern.group for pattern in patterns)
+        return bool(patterns) and not across  # between heads no channel may move
+
+    def _order_of(self, visit: Visit, space: str) -> Tensor:
+        """The order of a space inside the block, as it is written: int64."""
+        readers = self._readers(visit, space)
         if self._rules[space] == "block":
-            written = read = self._search(scores, patterns)
-        elif any(self._family.heads[2] % pattern.group for pattern in patterns):
-            return  # groups would reach across heads, between which no channel may move
-        else:
-            heads = by_head(torch.cat(scores), self._family.heads)
-            written = join_heads(torch.stack([self._search([head], patterns) for head in heads]))
-            read = spread_to_queries(written, self._family.heads)
-        fold_block(visit.tensors, block.prefix, self._family, space, written, read)
-        self._follow(visit, [linear for linear in block.linears if linear.reads == space], read)
-        visit.results.orders[block.prefix + space] = written
+            return self._search_readers(visit, readers)
+        heads = by_head(torch.cat([self._score(visit, linear) for linear, _ in readers]), self._family.heads)
+        patterns = [pattern for _, pattern in readers]
+        return join_heads(torch.stack([self._search([head], patterns) for head in heads]))
 
     def _gather(self, visit: Visit) -> None:
         """An order for each place where model-wide spaces are read, stored as a tensor of the norm there."""
         block = visit.block
+        places = []
         for group in reader_groups(x for space in self._spaces("model") for x in self._family.readers(space)):
             pruned = [linear for linear in group if linear in block.linears]
-            readers, norm = self._ordered(block, pruned), group[0].norm
-            if not readers or norm is None:
-                continue
-            order = self._search([self._score(visit, x) for x, _ in readers], [pattern for _, pattern in readers])
+            if (readers := self._ordered(block, pruned)) and (norm := group[0].norm) is not None:
+                places.append((group, pruned, readers, norm))
+        orders = self._ranks.each([partial(self._search_readers, visit, readers) for _, _, readers, _ in places])
+        for (group, pruned, _, norm), order in zip(places, orders, strict=True):
             for linear in group:  # those that are not pruned read the same inputs
                 weight = block.stored(linear, visit.tensors)
                 weight.copy_(weight[:, order])
@@ -163,6 +180,10 @@ class Orderer:
         """The score of one linear of a block, on the device of its module."""
         weight = visit.block.stored(linear, visit.tensors).to(visit.block.device)
         return score_of(visit.block.full_name(linear), weight, visit.stats.get(linear.name), self._task.recipe)
+
+    def _search_readers(self, visit: Visit, readers: Sequence[tuple[Linear, NM]]) -> Tensor:
+        """One order for some readers, int64 on the CPU."""
+        return self._search([self._score(visit, linear) for linear, _ in readers], [pattern for _, pattern in readers])
 
     def _search(self, scores: Sequence[Tensor], patterns: Sequence[NM]) -> Tensor:
         """One order for all ``scores`` (R, I), int64 on the CPU: by the pattern of most of them."""

@@ -1,10 +1,12 @@
 """What a linear's inputs were like, as sums, so that parts merge exactly into the whole."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from secateur.ranks import Ranks
 from secateur.stats.gram import Gram, damped, shrunk
 
 
@@ -16,11 +18,20 @@ class InputStats:
         sequences: number of sequences that they came in.
         square_sum: ``(I,)`` float64, Σ x² per channel. A batch is summed in float32, batches in float64.
         rows: every ``stride``-th input row as seen, for measuring output errors; see :meth:`sample`.
+        first: the number of the first token among those of all ranks.
         gram: Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for.
     """
 
-    def __init__(self, features: int, stride: int = 1, device: torch.device | str = "cpu", gram: bool = False) -> None:
+    def __init__(
+        self,
+        features: int,
+        stride: int = 1,
+        device: torch.device | str = "cpu",
+        gram: bool = False,
+        first: int = 0,
+    ) -> None:
         self.tokens = self.sequences = 0
+        self.first = first
         self.square_sum = torch.zeros(features, dtype=torch.float64, device=device)
         self.stride = stride
         self.rows: list[Tensor] = []
@@ -33,8 +44,8 @@ class InputStats:
         """
         x = inputs.detach().reshape(-1, inputs.shape[-1])
         self.square_sum += x.float().square().sum(0)
-        # Rows are counted from the first token of all, so that the size of a batch does not matter.
-        self.rows.append(x[-self.tokens % self.stride :: self.stride].clone())
+        # Rows are counted from the first token of all, so that neither the size of a batch nor the number of ranks matters.
+        self.rows.append(x[-(self.first + self.tokens) % self.stride :: self.stride].clone())
         self.tokens += x.shape[0]
         self.sequences += sequences if sequences is not None else inputs.shape[0] if inputs.ndim > 2 else 1
         if self.gram is not None:
@@ -84,3 +95,35 @@ class InputStats:
     def sample(self) -> Tensor:
         """The sampled input rows: ``(S, I)`` in the inputs' dtype."""
         return torch.cat(self.rows) if self.rows else self.square_sum.new_empty(0, len(self.square_sum))
+
+
+def add_up(parts: Sequence[InputStats], ranks: Ranks) -> None:
+    """Make of statistics, which each rank has gathered on its share of the tokens, those of all tokens on every rank.
+
+    All of it is sums: of rows, which come in the sequence of the ranks, each has zeros in place of the others'.
+    """
+    if ranks.size == 1:
+        return
+    counts = torch.zeros(len(parts), 2 + ranks.size, dtype=torch.int64)
+    for count, stats in zip(counts, parts, strict=True):
+        count[0], count[1], count[2 + ranks.rank] = stats.tokens, stats.sequences, len(stats.sample)
+    ranks.sum(counts)
+    squares = torch.cat([stats.square_sum for stats in parts])
+    ranks.sum(squares)
+    rows = torch.cat([_among(stats.sample, lengths, ranks.rank).flatten() for stats, lengths in zip(parts, counts[:, 2:].tolist(), strict=True)])
+    ranks.sum(rows)
+    for stats, (tokens, sequences, *lengths) in zip(parts, counts.tolist(), strict=True):
+        features = len(stats.square_sum)
+        stats.tokens, stats.sequences = tokens, sequences
+        stats.square_sum, squares = squares[:features], squares[features:]
+        sample, rows = rows.split([sum(lengths) * features, len(rows) - sum(lengths) * features])
+        stats.rows = [sample.reshape(-1, features)]
+        if stats.gram is not None:
+            ranks.sum(stats.gram)
+
+
+def _among(sample: Tensor, lengths: Sequence[int], rank: int) -> Tensor:
+    """The rows that all ranks have sampled, ``(S, I)`` float32, with zeros for all but those of one."""
+    rows = sample.new_zeros(sum(lengths), sample.shape[1], dtype=torch.float32)
+    rows.split(lengths)[rank].copy_(sample)
+    return rows
