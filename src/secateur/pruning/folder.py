@@ -21,7 +21,7 @@ from secateur.digests import bytes_digest, tensors_digest
 from secateur.models.blocks import Block, left_dense
 from secateur.models.fold import fold_outer
 from secateur.models.gather import attach_orders
-from secateur.models.spaces import reader_groups
+from secateur.models.spaces import judged_together
 from secateur.progress import Clock, Progress
 from secateur.pruning.journal import Journal, Setting, command_of
 from secateur.pruning.order import Orderer
@@ -193,7 +193,7 @@ def _work(task: Task, samples: Samples, surveys: bool, finished: int) -> tuple[i
     if not samples.batches or not left:
         return blocks * (1 + surveys), "blocks"
     passes = blocks if task.recipe.one_shot else len(left) + blocks - 1  # the last block is not run again
-    groups = sum(len(reader_groups(block.linears)) for block in left)
+    groups = sum(len(judged_together(block.linears)) for block in left)
     judged = len(left) + groups * (1 + len(task.recipe.steps)) if samples.held_out else 0
     surveyed = blocks * (samples.tokens - samples.held_out_tokens) if surveys else 0
     return passes * samples.tokens + judged * samples.held_out_tokens + surveyed, "tokens"

@@ -48,7 +48,7 @@ class InputStats:
 
     @property
     def gram(self) -> Tensor | None:
-        """Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for. It may have to be fetched: hold it, ask once."""
+        """Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for. It may have to be fetched: ask once."""
         gram = self._gram.get() if isinstance(self._gram, Kept) else self._gram
         return gram if gram is None or self._order is None else gram[self._order[:, None], self._order]
 
