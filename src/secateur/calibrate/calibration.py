@@ -6,7 +6,7 @@ from torch import nn
 
 from secateur.calibrate.calls import Batch
 from secateur.calibrate.guard import Guard
-from secateur.calibrate.stream import Stream
+from secateur.calibrate.stream import Rooms, Stream
 from secateur.models.blocks import Block
 from secateur.models.spaces import reader_groups
 from secateur.progress import Progress
@@ -34,6 +34,7 @@ class Calibration:
         one_shot: bool = False,
         progress: Progress | None = None,
         ranks: Ranks | None = None,
+        rooms: Rooms | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -48,6 +49,7 @@ class Calibration:
             progress: is told of the tokens that a block has processed; of the block where there are no samples.
             ranks: those that have the same samples each take a share of them. Statistics and guard are of all, and
                 alike in every rank.
+            rooms: where hidden states and Gram matrices wait; by default without bounds.
         """
         self._ranks = ranks or Ranks()
         first = len(batches) - held_out
@@ -56,7 +58,9 @@ class Calibration:
         self._model, self._blocks, self._batches, self._held_out = model, blocks, (*seen, *judged), len(judged)
         self._gram, self._one_shot = gram, one_shot
         self._progress = progress or Progress()
+        self._rooms = rooms
         self._stream: Stream | None = None
+        self._guard: Guard | None = None
 
     def observe(self, index: int, finished: bool = False) -> tuple[dict[str, InputStats], Guard | None]:
         """Statistics by the names of the linears of block ``index``, still dense, and its guard.
@@ -66,25 +70,31 @@ class Calibration:
         if not self._samples:
             return {}, None
         if self._stream is None:
-            self._stream = Stream(self._model, self._blocks, self._batches, self._progress, held_out=self._held_out)
-            self._tokens = self._ranks.gather(self._stream.tokens)
+            self._stream = Stream(
+                self._model, self._blocks, self._batches, self._progress, held_out=self._held_out, rooms=self._rooms
+            )
+            tokens = self._ranks.gather(self._stream.tokens)
+            self._tokens, self._stream.first = sum(tokens), sum(tokens[: self._ranks.rank])
         if finished:
             if self._one_shot and not self._is_last(index):
                 self._stream.advance(index)
             return {}, None
-        guard = Guard(self._stream, index, self._ranks) if self._guards else None
-        stride, before = max(1, sum(self._tokens) // ERROR_ROWS), sum(self._tokens[: self._ranks.rank])
-        keeps = self._one_shot and not self._is_last(index)
-        stats = self._stream.observe(index, stride, keeps, self._gram, before)
+        self._guard = Guard(self._stream, index, self._ranks) if self._guards else None
+        stride, keeps = max(1, self._tokens // ERROR_ROWS), self._one_shot and not self._is_last(index)
+        stats = self._stream.observe(index, stride, keeps, self._gram)
         add_up([stats[group[0].name] for group in reader_groups(self._blocks[index].linears)], self._ranks)
-        return stats, guard
+        return stats, self._guard
 
     def advance(self, index: int) -> None:
         """Make what enters the next block, with block ``index`` as it is now."""
         if self._stream is None:
             self._progress.advance(1)
-        elif not self._one_shot and not self._is_last(index):
-            self._stream.advance(index)
+        elif not self._is_last(index):
+            if not self._one_shot:
+                self._stream.advance(index)
+            elif self._guard is not None:  # all other samples moved on when the block was observed
+                self._guard.advance()
+        self._guard = None
 
     def _is_last(self, index: int) -> bool:
         return index + 1 == len(self._blocks)

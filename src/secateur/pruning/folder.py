@@ -11,18 +11,22 @@ import msgspec
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from secateur import __version__
 from secateur.calibrate.calibration import Calibration
+from secateur.calibrate.stream import Rooms, in_parts
 from secateur.checkpoint import Source, Workspace, Writer, check_apart, check_finite, load_into, local_folder
 from secateur.checkpoint.experts import Stacks
 from secateur.devices import DTYPES, choose_device, return_freed_memory, threads
 from secateur.digests import bytes_digest, tensors_digest
+from secateur.memory import Room
 from secateur.models.blocks import Block, left_dense
 from secateur.models.fold import fold_outer
 from secateur.models.gather import attach_orders
-from secateur.models.spaces import reader_groups
+from secateur.models.spaces import judged_together
 from secateur.progress import Clock, Progress
+from secateur.pruning.footprint import Places, footprint, places
 from secateur.pruning.journal import Journal, Setting, command_of
 from secateur.pruning.order import Orderer
 from secateur.pruning.prepare import Samples, Task, draw_samples, prepare
@@ -79,7 +83,9 @@ def prune(
                 job = _load(source, recipe, setting)
             work.begin(_identity(job, setting), command_of(model, out, recipe, force))
             writer, results = Writer(work, 1 + len(job.task.blocks)), Results()
-            orders = _run(job, writer, Journal(work), results, progress, clock)
+            with Room(job.places[0], work.folder) as states, Room(job.places[1], work.folder) as statistics:
+                rooms = Rooms(states, statistics)
+                orders = _run(job, writer, Journal(work), rooms, results, progress, clock)
         manifest = {
             "secateur": __version__,
             "model": str(model),
@@ -102,11 +108,12 @@ class _Job:
     """All that is loaded before the first block is read."""
 
     source: Source
-    skeleton: nn.Module
+    skeleton: PreTrainedModel
     device: torch.device
     task: Task
     samples: Samples
     outer: dict[str, Tensor]  # embedding, last norm, output head
+    places: tuple[Places, Places]  # for hidden states, and for what else waits
 
 
 def _load(source: Source, recipe: Recipe, setting: Setting) -> _Job:
@@ -114,16 +121,19 @@ def _load(source: Source, recipe: Recipe, setting: Setting) -> _Job:
     skeleton = source.skeleton(DTYPES[setting.dtype], device)
     task = prepare(skeleton, recipe)
     samples = draw_samples(source, recipe, setting.batch, device)
+    room = places(footprint(task, source, skeleton, samples, device), task, device)
     inside = tuple(block.prefix for block in task.blocks)
     outer = source.read([name for name in source.names() if not name.startswith(inside)])
     check_finite(outer, source.folder)
-    return _Job(source, skeleton, device, task, samples, outer)
+    return _Job(source, skeleton, device, task, samples, outer, room)
 
 
 def _identity(job: _Job, setting: Setting) -> dict[str, Any]:
     """All that the bytes of the result depend on, as plain data. Blocks are told apart one by one, as they are read."""
+    recipe = msgspec.json.decode(msgspec.json.encode(job.task.recipe))  # with lists for tuples, as it is kept
+    del recipe["memory"]  # a run may go on with more or less of it
     return {
-        "recipe": msgspec.json.decode(msgspec.json.encode(job.task.recipe)),  # with lists for tuples, as it is kept
+        "recipe": recipe,
         "model": {"files": job.source.fingerprint(), "outer": tensors_digest(job.outer)},
         "calibration": job.samples.origin,
         "setting": dataclasses.asdict(setting),
@@ -136,7 +146,7 @@ def _identity(job: _Job, setting: Setting) -> dict[str, Any]:
 
 
 def _run(
-    job: _Job, writer: Writer, journal: Journal, results: Results, progress: Progress, clock: Clock
+    job: _Job, writer: Writer, journal: Journal, rooms: Rooms, results: Results, progress: Progress, clock: Clock
 ) -> dict[str, Tensor]:
     """Prune and write all tensors of the model; the orders that were found, by the names of their spaces."""
     task, recipe, samples = job.task, job.task.recipe, job.samples
@@ -145,9 +155,9 @@ def _run(
     shared, finished = journal.orders(), store.finished(task.blocks)
     surveys = orderer.needs_survey and shared is None
     load_into(job.skeleton, job.outer, "", job.device)
-    progress.start(recipe.summary(), *_work(task, samples, surveys, finished))
+    progress.start(recipe.summary(), *_work(task, samples, surveys, finished, rooms.statistics.left))
     if surveys:
-        shared = _survey(job, store, orderer, progress, clock)
+        shared = _survey(job, store, orderer, rooms, progress, clock)
         journal.keep_orders(shared)
     if shared:
         orderer.shared = shared
@@ -165,17 +175,22 @@ def _run(
         gram=recipe.needs_gram,
         one_shot=recipe.one_shot,
         progress=progress,
+        rooms=rooms,
     )
     work = Prune(task, orderer, store, progress, clock, results)
     walk(task.blocks, store, calibration, clock, work, finished)
     return orderer.shared | results.orders
 
 
-def _survey(job: _Job, store: "FolderStore", orderer: Orderer, progress: Progress, clock: Clock) -> dict[str, Tensor]:
+def _survey(
+    job: _Job, store: "FolderStore", orderer: Orderer, rooms: Rooms, progress: Progress, clock: Clock
+) -> dict[str, Tensor]:
     """Find the model-wide orders, by a walk over the dense model on the samples that statistics may see."""
     seen = job.samples.batches[: len(job.samples.batches) - job.samples.held_out]
     gram = SCORES[job.task.recipe.score].needs_gram
-    calibration = Calibration(job.skeleton, job.task.blocks, seen, gram=gram, one_shot=True, progress=progress)
+    calibration = Calibration(
+        job.skeleton, job.task.blocks, seen, gram=gram, one_shot=True, progress=progress, rooms=rooms
+    )
     walk(job.task.blocks, store, calibration, clock, Survey(orderer, progress, clock))
     with clock("order"):
         orderer.settle_shared()
@@ -187,16 +202,29 @@ def _digests(tensors: Mapping[str, Tensor], pruned: Collection[str] = ()) -> dic
     return {name: bytes_digest(tensor) for name, tensor in tensors.items() if name not in pruned}
 
 
-def _work(task: Task, samples: Samples, surveys: bool, finished: int) -> tuple[int, str]:
-    """How much there is to do, and in which unit: tokens that a block processes, or blocks."""
-    blocks, left = len(task.blocks), task.blocks[finished:]
+def _work(task: Task, samples: Samples, surveys: bool, finished: int, room: float) -> tuple[int, str]:
+    """How much there is to do, and in which unit: tokens that a block processes, or blocks.
+
+    Args:
+        surveys: whether there is a survey before.
+        finished: so many blocks have been pruned by an earlier run.
+        room: bytes of Gram matrices that are gathered at once.
+    """
+    blocks, left, recipe = len(task.blocks), task.blocks[finished:], task.recipe
     if not samples.batches or not left:
         return blocks * (1 + surveys), "blocks"
-    passes = blocks if task.recipe.one_shot else len(left) + blocks - 1  # the last block is not run again
-    groups = sum(len(reader_groups(block.linears)) for block in left)
-    judged = len(left) + groups * (1 + len(task.recipe.steps)) if samples.held_out else 0
-    surveyed = blocks * (samples.tokens - samples.held_out_tokens) if surveys else 0
-    return passes * samples.tokens + judged * samples.held_out_tokens + surveyed, "tokens"
+    seen = samples.tokens - samples.held_out_tokens
+
+    def observed(visited: Sequence[Block], gram: bool) -> int:
+        return seen * sum(len(in_parts(block, room)) if gram else 1 for block in visited)
+
+    moved = finished if recipe.one_shot else blocks - 1  # the last block is not run again
+    groups = sum(len(judged_together(block.linears)) for block in left)
+    judged = len(left) + groups * (1 + len(recipe.steps)) if samples.held_out else 0
+    surveyed = observed(task.blocks, SCORES[recipe.score].needs_gram) if surveys else 0
+    return observed(
+        left, recipe.needs_gram
+    ) + moved * samples.tokens + judged * samples.held_out_tokens + surveyed, "tokens"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from secateur.memory import Kept, Room
 from secateur.ranks import Ranks
 from secateur.stats.gram import Gram, damped, shrunk
+
+
+def gram_bytes(features: int) -> int:
+    """What the Gram matrix of so many channels takes."""
+    return 4 * features**2
 
 
 class InputStats:
@@ -19,7 +25,6 @@ class InputStats:
         square_sum: ``(I,)`` float64, Σ x² per channel. A batch is summed in float32, batches in float64.
         rows: every ``stride``-th input row as seen, for measuring output errors; see :meth:`sample`.
         first: the number of the first token among those of all ranks.
-        gram: Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for.
     """
 
     def __init__(
@@ -35,7 +40,8 @@ class InputStats:
         self.square_sum = torch.zeros(features, dtype=torch.float64, device=device)
         self.stride = stride
         self.rows: list[Tensor] = []
-        self.gram = torch.zeros(features, features, device=device) if gram else None
+        self._gram: Tensor | Kept | None = torch.zeros(features, features, device=device) if gram else None
+        self._order: Tensor | None = None  # of the channels of what was gathered, where it is another one now
 
     def update(self, inputs: Tensor, sequences: int | None = None) -> None:
         """Add ``inputs`` of shape ``(..., I)``, any floating dtype, which come in so many ``sequences``.
@@ -48,8 +54,31 @@ class InputStats:
         self.rows.append(x[-(self.first + self.tokens) % self.stride :: self.stride].clone())
         self.tokens += x.shape[0]
         self.sequences += sequences if sequences is not None else inputs.shape[0] if inputs.ndim > 2 else 1
-        if self.gram is not None:
-            self.gram.addmm_(x.float().T, x.float())
+        if (gram := self.gram) is not None:
+            gram.addmm_(x.float().T, x.float())
+
+    @property
+    def gram(self) -> Tensor | None:
+        """Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for. It may have to be fetched: ask once."""
+        gram = self._gram.get() if isinstance(self._gram, Kept) else self._gram
+        return gram if gram is None or self._order is None else gram[self._order[:, None], self._order]
+
+    @gram.setter
+    def gram(self, gram: Tensor) -> None:
+        if isinstance(self._gram, Kept):
+            self._gram.set(gram)
+        else:
+            self._gram = gram
+
+    def put_away(self, room: Room, *, aside: bool = False) -> None:
+        """Let the Gram matrix wait in ``room``, once all inputs have been seen."""
+        if isinstance(self._gram, Tensor):
+            self._gram = room.keep(self._gram, aside=aside)
+
+    def forget(self) -> None:
+        """Free what has been computed from the Gram matrix; it is computed anew when it is asked for."""
+        for name in ("damped", "shrunk"):
+            self.__dict__.pop(name, None)
 
     def select(self, order: Tensor) -> "InputStats":
         """The statistics of the same inputs with their channels in another order, int64 ``(I,)``."""
@@ -57,7 +86,7 @@ class InputStats:
         chosen.tokens, chosen.sequences = self.tokens, self.sequences
         chosen.square_sum = self.square_sum[order]
         chosen.rows = [rows[:, order] for rows in self.rows]
-        chosen.gram = self.gram[order][:, order] if self.gram is not None else None
+        chosen._gram, chosen._order = self._gram, order if self._order is None else self._order[order]
         return chosen
 
     def merge(self, other: "InputStats") -> None:
@@ -66,20 +95,22 @@ class InputStats:
         self.sequences += other.sequences
         self.square_sum += other.square_sum
         self.rows += other.rows
-        if self.gram is not None and other.gram is not None:
-            self.gram += other.gram
+        if (gram := self.gram) is not None and (more := other.gram) is not None:
+            gram += more
 
     @cached_property
     def damped(self) -> Gram:
         """The Gram matrix as SparseGPT takes it. Asked for when all inputs have been seen."""
-        assert self.gram is not None
-        return damped(self.gram, self.sequences)
+        gram = self.gram
+        assert gram is not None
+        return damped(gram, self.sequences)
 
     @cached_property
     def shrunk(self) -> Gram:
         """The Gram matrix as our reconstructions take it. Asked for when all inputs have been seen."""
-        assert self.gram is not None
-        return shrunk(self.gram)
+        gram = self.gram
+        assert gram is not None
+        return shrunk(gram)
 
     @property
     def dead(self) -> int:
@@ -110,16 +141,19 @@ def add_up(parts: Sequence[InputStats], ranks: Ranks) -> None:
     ranks.sum(counts)
     squares = torch.cat([stats.square_sum for stats in parts])
     ranks.sum(squares)
-    rows = torch.cat([_among(stats.sample, lengths, ranks.rank).flatten() for stats, lengths in zip(parts, counts[:, 2:].tolist(), strict=True)])
+    lengths = counts[:, 2:].tolist()
+    samples = [_among(stats.sample, each, ranks.rank) for stats, each in zip(parts, lengths, strict=True)]
+    rows = torch.cat([sample.flatten() for sample in samples])
     ranks.sum(rows)
-    for stats, (tokens, sequences, *lengths) in zip(parts, counts.tolist(), strict=True):
-        features = len(stats.square_sum)
-        stats.tokens, stats.sequences = tokens, sequences
-        stats.square_sum, squares = squares[:features], squares[features:]
-        sample, rows = rows.split([sum(lengths) * features, len(rows) - sum(lengths) * features])
-        stats.rows = [sample.reshape(-1, features)]
-        if stats.gram is not None:
-            ranks.sum(stats.gram)
+    sizes = [sample.numel() for sample in samples]
+    features = [sample.shape[1] for sample in samples]
+    summed = zip(parts, counts.tolist(), squares.split(features), rows.split(sizes), strict=True)
+    for stats, (tokens, sequences, *_), square_sum, sample in summed:
+        stats.tokens, stats.sequences, stats.square_sum = tokens, sequences, square_sum
+        stats.rows = [sample.reshape(-1, len(square_sum))]
+        if (gram := stats.gram) is not None:
+            ranks.sum(gram)
+            stats.gram = gram
 
 
 def _among(sample: Tensor, lengths: Sequence[int], rank: int) -> Tensor:
