@@ -63,6 +63,14 @@ class Ranks:
         begin, end = (-(-rank * len(things) // self.size) for rank in (self.rank, self.rank + 1))
         return things[begin:end]
 
+    def deal(self, costs: Sequence[float]) -> list[int]:
+        """Which rank is to do each of some things that take so long, all ranks about as long as each other."""
+        loads, owners = [0.0] * self.size, [0] * len(costs)
+        for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
+            owners[number] = loads.index(min(loads))
+            loads[owners[number]] += costs[number]
+        return owners
+
     # ---------------------------------------------------------------- what all do together, in the same sequence
 
     def sum(self, tensor: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from secateur.calibrate.guard import Trial
@@ -9,68 +10,150 @@ from secateur.memory import Kept
 from secateur.models.spaces import Linear, reader_groups
 from secateur.pruning.linear import LinearPruning
 from secateur.pruning.prepare import Task
+from secateur.pruning.result import LayerResult
 from secateur.pruning.visit import Visit
+from secateur.ranks import Ranks
+from secateur.recipe import Step
 
 
-def prune_group(visit: Visit, group: Sequence[Linear], task: Task) -> None:
+def prune_groups(visit: Visit, groups: Sequence[Sequence[Linear]], task: Task, ranks: Ranks) -> None:
     """Prune linears in place, among the tensors of the visit and in the block's module.
 
-    Each step is tried for all of them together, and taken back where it raises the error of the block's output on
+    Each step is tried for all of a group together, and taken back where it raises the error of the block's output on
     held-out samples: with the groups before as they will be written, and those after still dense. Without a guard
     every step is taken.
 
+    Masks, and the first step, need nothing but the statistics, so ranks work on different groups at the same time. What
+    they come to is then judged group by group, by all ranks.
+
     Args:
-        visit: gets the results. The statistics of the group are taken out of it, so that their memory is free at the
+        visit: gets the results. The statistics of the groups are taken out of it, so that their memory is free at the
             end.
-        group: linears that are judged together: a reader group, or all of a stack of experts.
+        groups: linears that are judged together: a reader group, or all of a stack of experts.
         task: what each must become, and by which methods. Computed is on the device of the block's module.
+        ranks: who prunes this block. All of them have the same weights and results at the end.
     """
-    block, guard = visit.block, visit.guard
-    room = guard.room if guard else None
-    readers: list[list[LinearPruning]] = []  # that share their statistics
-    for linears in reader_groups(group):
-        readers.append([])
-        for linear in linears:
-            name, weight = block.full_name(linear), _dense(visit, linear)
-            stats = visit.stats.pop(linear.name, None)
-            pruning = LinearPruning(name, weight, task.patterns[name], stats, task.recipe, block.device, room)
-            readers[-1].append(pruning)
-        readers[-1][0].forget()
-    prunings = [pruning for several in readers for pruning in several]
+    several = [reader_groups(group) for group in groups]
+    owners = iter(ranks.deal([_cost(visit, readers) for group in several for readers in group]))
+    begun = [[_Readers(visit, readers, task, ranks, next(owners)) for readers in group] for group in several]
+    for group in begun:
+        _judge(visit, group, task, ranks)
+
+
+def _cost(visit: Visit, readers: Sequence[Linear]) -> float:
+    """About how long a reader group takes, in some unit: a factor of its Gram matrix, and products with that."""
+    rows, features = zip(*(visit.block.weight(linear).shape for linear in readers), strict=True)
+    return float(features[0] ** 2 * (features[0] + sum(rows)))
+
+
+def _judge(visit: Visit, group: Sequence["_Readers"], task: Task, ranks: Ranks) -> None:
+    """Take those steps for a group that help."""
+    guard = visit.guard
 
     def error() -> float:
         if guard is None:
             return 0.0
-        for linear, pruning in zip(group, prunings, strict=True):
-            block.weight(linear).copy_(pruning.weight)
+        for readers in group:
+            readers.install()
         return guard.error()
 
     before = error()
     for step in task.recipe.steps:
-        if not any(pruning.loses for pruning in prunings):
+        if not any(ranks.gather(any(readers.loses for readers in group))):
             break  # nothing to mend: whatever a step did here would be worse
-        states = [pruning.state for pruning in prunings]
-        for several in readers:
-            for pruning in several:
-                pruning.step(step)
-            several[0].forget()
+        states = [readers.states for readers in group]
+        for readers in group:
+            readers.step(step)
         after = error()
         kept = after <= before
         if guard is not None:
-            names = [pruning.name for pruning in prunings]
+            names = [visit.block.full_name(linear) for readers in group for linear in readers.linears]
             visit.results.trials.append(Trial(names, step, before, after, kept))
         if kept:
             before = after
         else:
-            for pruning, state in zip(prunings, states, strict=True):
-                pruning.state = state
-    for linear, pruning in zip(group, prunings, strict=True):
-        visit.results.layers.append(pruning.result())
-        if pruning.order is not None:
-            visit.results.orders[pruning.name] = pruning.order.cpu()
-        pruned = pruning.weight
-        block.stored(linear, visit.tensors).copy_(pruned)
-        block.weight(linear).copy_(pruned)
+            for readers, state in zip(group, states, strict=True):
+                readers.states = state
+    for readers in group:
+        readers.finish()
+
+
+class _Readers:
+    """The linears that read at one place and share their statistics. One rank prunes them, and gives the others the weights.
+
+    Attributes:
+        linears: the linears.
+        states: mask and weights of each as they are now, to come back to; none in a rank that does not own them.
+    """
+
+    def __init__(self, visit: Visit, linears: Sequence[Linear], task: Task, ranks: Ranks, owner: int) -> None:
+        """Choose the masks, and find out what the first step comes to, before anybody asks."""
+        self.linears, self._visit, self._ranks, self._owner = linears, visit, ranks, owner
+        block, room = visit.block, visit.guard.room if visit.guard else None
+        stats = [visit.stats.pop(linear.name, None) for linear in linears]
+        self._prunings: list[LinearPruning] = []
+        if ranks.rank == owner:
+            for linear, seen in zip(linears, stats, strict=True):
+                name, weight = block.full_name(linear), _dense(visit, linear)
+                pruning = LinearPruning(name, weight, task.patterns[name], seen, task.recipe, block.device, room)
+                self._prunings.append(pruning)
+        self._ahead: list[tuple[Tensor, Kept | None]] = []  # what the first step comes to
+        if task.recipe.steps and self.loses:
+            masks = self.states
+            self.step(task.recipe.steps[0])
+            self._ahead, self.states = self.states, masks
+        self._forget()
+
+    @property
+    def loses(self) -> bool:
+        """Whether a step might help, as far as this rank knows."""
+        return bool(self._ahead) or any(pruning.loses for pruning in self._prunings)
+
+    @property
+    def states(self) -> list[tuple[Tensor, Kept | None]]:
+        return [pruning.state for pruning in self._prunings]
+
+    @states.setter
+    def states(self, states: list[tuple[Tensor, Kept | None]]) -> None:
+        for pruning, state in zip(self._prunings, states, strict=True):
+            pruning.state = state
+
+    def step(self, name: Step) -> None:
+        """Take a step."""
+        if self._ahead:
+            self.states, self._ahead = self._ahead, []
+            return
+        for pruning in self._prunings:
+            pruning.step(name)
+        self._forget()
+
+    def install(self) -> list[Tensor]:
+        """Let the block's module have the weights as they are now; they are returned as they are to be stored."""
+        block, weights = self._visit.block, []
+        for number, linear in enumerate(self.linears):
+            stored = block.stored(linear, self._visit.tensors)
+            own = self._prunings[number].weight if self._prunings else torch.empty_like(stored, device=block.device)
+            self._ranks.give(own, self._owner)
+            block.weight(linear).copy_(own)
+            weights.append(own)
+        return weights
+
+    def finish(self) -> None:
+        """What there is now is what is written."""
+        visit = self._visit
+        own = [(one.result(), None if one.order is None else one.order.tolist()) for one in self._prunings]
+        for layer, order in self._ranks.tell(own, list[tuple[LayerResult, list[int] | None]], self._owner):
+            visit.results.layers.append(layer)
+            if order is not None:
+                visit.results.orders[layer.name] = torch.tensor(order)
+        for linear, weight in zip(self.linears, self.install(), strict=True):
+            visit.block.stored(linear, visit.tensors).copy_(weight)
+        self._prunings.clear()
+
+    def _forget(self) -> None:
+        """Free what has been computed from the Gram matrix."""
+        if self._prunings:
+            self._prunings[0].forget()
 
 
 def _dense(visit: Visit, linear: Linear) -> Tensor | Kept:

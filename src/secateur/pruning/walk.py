@@ -17,7 +17,7 @@ block is read.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -27,11 +27,12 @@ from secateur.devices import full_precision
 from secateur.models.blocks import Block
 from secateur.models.spaces import judged_together, reader_groups
 from secateur.progress import Clock, Progress
-from secateur.pruning.group import prune_group
+from secateur.pruning.group import prune_groups
 from secateur.pruning.order import Orderer
 from secateur.pruning.prepare import Task
 from secateur.pruning.result import LayerResult, Results
 from secateur.pruning.visit import Visit
+from secateur.ranks import Ranks
 
 
 class Store(Protocol):
@@ -108,6 +109,7 @@ class Prune:
     progress: Progress
     clock: Clock
     results: Results
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __call__(self, visit: Visit) -> None:
         """Order, prune and write a block; one that an earlier run has finished comes back as it was written."""
@@ -122,10 +124,13 @@ class Prune:
             shares = self.orderer.compare(visit) if self.task.recipe.compare_folds else {}
             if self.orderer.order(visit):
                 self.store.load(block, visit.tensors)
-        for group in (judged_together if visit.guard else reader_groups)(block.linears):
-            self.progress.at(f"{visit.where} · {' + '.join(dict.fromkeys(x.stack or x.name for x in group))}")
+        groups = (judged_together if visit.guard else reader_groups)(block.linears)
+        # One process has the Gram matrices of one group to deal with at a time; several have work for all.
+        for some in [[group] for group in groups] if self.ranks.size == 1 else [groups]:
+            names = dict.fromkeys(linear.stack or linear.name for group in some for linear in group)
+            self.progress.at(f"{visit.where} · {' + '.join(names)}")
             with self.clock("prune"):
-                prune_group(visit, group, self.task)
+                prune_groups(visit, some, self.task, self.ranks)
         for number, layer in enumerate(visit.results.layers):
             visit.results.layers[number] = self._with_folds(layer, shares.get(layer.name))
         with self.clock("write"):
