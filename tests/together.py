@@ -8,7 +8,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch.distributed", "secateur.pruning.folder", "tests.pico"])
@@ -19,7 +19,7 @@ def start(size: int, work: Callable[..., object], *arguments: Any) -> Sequence[B
 
     The store in which they find each other is kept by this process, as by torchrun, and outlives them.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
     processes = [
         _context.Process(target=_begin, args=(rank, size, store.port, work, arguments)) for rank in range(size)
     ]

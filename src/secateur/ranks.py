@@ -24,12 +24,13 @@ import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from secateur.errors import InputError, Notice, RankError, reason
 
 T = TypeVar("T")
 
-# How long ranks wait for one that works, or that is lost without its connections breaking, as when a machine loses power.
+# How long ranks wait for one that works, or whose connections do not break as it is lost, as when its machine is.
 PATIENCE = timedelta(hours=1)
 # Seconds in which a rank whose connections broke has to give a sign of life. torchrun kills after thirty.
 FAREWELL = 10.0
@@ -45,9 +46,10 @@ class Ranks:
     Attributes:
         rank: its number.
         size: how many there are.
+        beside: how many of them are on this machine.
     """
 
-    rank, size = 0, 1
+    rank, size, beside = 0, 1, 1
 
     @property
     def first(self) -> bool:
@@ -106,11 +108,12 @@ class Processes(Ranks):
             raise InputError("torch.distributed is in use in this process: prune before it is, or in one process")
         both = torch.cuda.is_available() and dist.is_nccl_available()
         try:
-            store, self.rank, self.size = next(dist.rendezvous("env://", timeout=timedelta(minutes=5)))
-            self._store = dist.PrefixStore(f"secateur/{next(_runs)}", store)
+            store, self.rank, self.size = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+            self.beside = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+            self._store = PrefixStore(f"secateur/{next(_runs)}", store)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if both else "gloo",
-                store=dist.PrefixStore("group", self._store),
+                store=PrefixStore("group", self._store),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=PATIENCE,
@@ -122,7 +125,11 @@ class Processes(Ranks):
             ) from error
 
     def own(self, device: str) -> str:
-        """See :meth:`Ranks.own`; raises :class:`InputError` where ``device`` is one GPU, which all would have to share."""
+        """See :meth:`Ranks.own`.
+
+        Raises:
+            InputError: where ``device`` is one GPU, which all would have to share.
+        """
         kind, _, number = device.partition(":")
         if kind != "cuda":
             return device
@@ -131,16 +138,19 @@ class Processes(Ranks):
         return f"cuda:{os.environ.get('LOCAL_RANK', self.rank)}"
 
     def sum(self, tensor: Tensor) -> None:
+        """See :meth:`Ranks.sum`."""
         with self._together(tensor):
             dist.all_reduce(tensor)
 
     def gather(self, number: int) -> list[int]:
+        """See :meth:`Ranks.gather`."""
         numbers = torch.zeros(self.size, dtype=torch.int64)
         numbers[self.rank] = number
         self.sum(numbers)
         return numbers.tolist()
 
     def give(self, tensor: Tensor, owner: int) -> None:
+        """See :meth:`Ranks.give`."""
         whole = tensor.contiguous()
         with self._together(whole):
             dist.broadcast(whole.reshape(-1).view(torch.uint8), owner)
@@ -148,6 +158,7 @@ class Processes(Ranks):
             tensor.copy_(whole)
 
     def tell(self, data: T | None, kind: type[T], owner: int = 0) -> T:
+        """See :meth:`Ranks.tell`."""
         text = msgspec.json.encode(data) if self.rank == owner else b""
         length = torch.tensor(len(text))
         self.give(length, owner)
@@ -156,6 +167,7 @@ class Processes(Ranks):
         return msgspec.json.decode(letters.numpy().tobytes(), type=kind)
 
     def each(self, jobs: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+        """See :meth:`Ranks.each`."""
         done = {number: job() for number, job in enumerate(jobs) if number % self.size == self.rank}
         found: list[Tensor] = []
         for number in range(len(jobs)):
@@ -198,7 +210,7 @@ class Processes(Ranks):
             return error if own else self._explained(error)
         if own or self._ends([0]) or not self._speaks():
             return SystemExit(SILENT)
-        return RankError(f"{self._named([0])} does not answer any more: it was killed, or its machine or the network fails")
+        return RankError(self._silence([0]))
 
     def _explained(self, error: BaseException) -> BaseException:
         """What the first rank says of an end that came from elsewhere."""
@@ -207,7 +219,7 @@ class Processes(Ranks):
         if said := [f"{self._named([rank])}: {text}" for rank, text in ends.items() if text]:
             found = RankError(said[0])
         elif missing := [rank for rank in others if rank not in ends]:
-            text = f"{self._named(missing)} does not answer any more: it was killed, or its machine or the network fails"
+            text = self._silence(missing)
             if isinstance(error, KeyboardInterrupt):  # torchrun stops all when one has died
                 error.add_note(text)
                 return error
@@ -237,6 +249,9 @@ class Processes(Ranks):
         with suppress(RuntimeError):
             return self._store.add("said", 1) == 1
         return True
+
+    def _silence(self, ranks: Sequence[int]) -> str:
+        return f"{self._named(ranks)} does not answer any more: it was killed, or its machine or the network fails"
 
     def _named(self, ranks: Sequence[int]) -> str:
         return f"rank {', '.join(map(str, ranks))} of {self.size}"

@@ -224,10 +224,10 @@ class Workspace:
         before, now = self.journal.run, dict(run or {})
         if not self._resumed:
             self.journal = Journal(list(command), now, {})
-        elif differences := list(_differences(before, now)):
+        elif others := list(differences(before, now)):
             changed = " and ".join(key for key in before | now if before.get(key) != now.get(key))
             raise InputError(
-                f"the run to resume differed in its {changed}, and so was another one: {'; '.join(differences[:3])}"
+                f"the run to resume differed in its {changed}, and so was another one: {'; '.join(others[:3])}"
             )
         (self.folder / MODEL).mkdir(exist_ok=True)
         for path in (*self.folder.iterdir(), *(self.folder / MODEL).iterdir()):
@@ -282,10 +282,10 @@ def _stamp(folder: Path) -> dict[str, tuple[int, int, int]]:
     return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
+def differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
     """Where two pieces of plain data differ, in words."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before | now:
-            yield from _differences(before.get(key), now.get(key), f"{where} {key}".strip())
+            yield from differences(before.get(key), now.get(key), f"{where} {key}".strip())
     elif before != now:
         yield f"{where} was {before}, and is {now}"

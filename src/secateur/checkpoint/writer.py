@@ -17,24 +17,30 @@ from secateur.files import member, read_object
 class Writer:
     """Writes the shards of a model folder in a workspace, one after the other, and puts the folder in place.
 
+    Attributes:
+        elsewhere: another process writes them; this one counts along, and reads what an earlier run has finished.
+
     Raises:
         OSError: from any method, when the disk is full or fails.
     """
 
-    def __init__(self, work: Workspace, shards: int) -> None:
+    def __init__(self, work: Workspace, shards: int, *, elsewhere: bool = False) -> None:
         """Nothing is written yet.
 
         Args:
             work: which has begun.
             shards: how many there will be.
+            elsewhere: see :class:`Writer`.
         """
+        self.elsewhere = elsewhere
         self._work, self._total = work, shards
         self._shards: list[dict[str, int]] = []  # by the tensors' names, their bytes
 
     def add(self, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
         """Write the next shard of named tensors; ``metadata`` in place of what transformers asks of a file it loads."""
-        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        self._save(self._name(len(self._shards)), contiguous, metadata or {"format": "pt"})
+        if not self.elsewhere:
+            contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            self._save(self._name(len(self._shards)), contiguous, metadata or {"format": "pt"})
         self._count(tensors)
 
     def has(self, index: int) -> bool:

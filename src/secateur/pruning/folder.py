@@ -1,29 +1,30 @@
 """Prune a model folder: from a checkpoint to a checkpoint, with one block in memory."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur import __version__
 from secateur.calibrate.calibration import Calibration
 from secateur.calibrate.stream import Rooms, in_parts
 from secateur.checkpoint import Source, Workspace, Writer, check_apart, check_finite, load_into, local_folder
-from secateur.checkpoint.experts import Stacks
-from secateur.devices import DTYPES, choose_device, return_freed_memory, threads
-from secateur.digests import bytes_digest, tensors_digest
+from secateur.checkpoint.workspace import Journal as WorkspaceJournal
+from secateur.checkpoint.workspace import differences
+from secateur.devices import DTYPES, choose_device, threads
+from secateur.digests import tensors_digest
+from secateur.errors import InputError
 from secateur.memory import Room
 from secateur.models.blocks import Block, left_dense
 from secateur.models.fold import fold_outer
-from secateur.models.gather import attach_orders
 from secateur.models.spaces import judged_together
 from secateur.progress import Clock, Progress
 from secateur.pruning.footprint import Places, footprint, places
@@ -31,8 +32,9 @@ from secateur.pruning.journal import Journal, Setting, command_of
 from secateur.pruning.order import Orderer
 from secateur.pruning.prepare import Samples, Task, draw_samples, prepare
 from secateur.pruning.result import Results
-from secateur.pruning.visit import Visit
+from secateur.pruning.store import FolderStore, finished_blocks, unpruned_digests
 from secateur.pruning.walk import Prune, Survey, walk
+from secateur.ranks import Ranks, joined
 from secateur.recipe import Recipe
 from secateur.scores import SCORES
 
@@ -52,6 +54,8 @@ def prune(
     on what the pruned blocks before it make of the calibration samples. Only the outer parts of the
     model, one block and the hidden states are in memory.
 
+    Processes that torchrun has started do this together: see docs/processes.md. The first writes.
+
     Args:
         model: a hub name, a folder, or a ``.gguf`` file.
         out: the folder to write; it appears only when it is complete.
@@ -67,25 +71,22 @@ def prune(
     Raises:
         InputError: when something given cannot be used; nothing is written then.
         OSError: when the disk is full or fails; what was finished can be resumed, as after any other interruption.
+        RankError: when another of the processes that work together failed.
+        SystemExit: in a process that leaves it to another one to say what has failed.
     """
     recipe, progress, clock = recipe or Recipe(), progress or Progress(), Clock()
-    with (
-        progress,
-        Workspace(out, model, force=force, resume=resume) as work,
-        local_folder(str(model), work.folder) as folder,
-    ):
-        check_apart(work.out, folder)
+    with progress, joined() as ranks, _opened(model, out, force, resume, ranks) as (work, folder):
         source = Source(folder)
         source.refuse_gathers("pruned again")
-        setting = Setting.choose(recipe, source.config.dtype or torch.float32, work.journal.run)
+        setting = _setting(source, recipe, work, ranks)
         with threads(setting.threads):
             with clock("load"):
-                job = _load(source, recipe, setting)
-            work.begin(_identity(job, setting), command_of(model, out, recipe, force))
-            writer, results = Writer(work, 1 + len(job.task.blocks)), Results()
+                job = _load(source, recipe, setting, ranks)
+            _begin(work, _identity(job, setting), command_of(model, out, recipe, force), ranks)
+            writer = Writer(work, 1 + len(job.task.blocks), elsewhere=not ranks.first)
             with Room(job.places[0], work.folder) as states, Room(job.places[1], work.folder) as statistics:
                 rooms = Rooms(states, statistics)
-                orders = _run(job, writer, Journal(work), rooms, results, progress, clock)
+                results, orders = _run(job, writer, Journal(work), rooms, progress, clock)
         manifest = {
             "secateur": __version__,
             "model": str(model),
@@ -94,13 +95,49 @@ def prune(
             "recipe": recipe.to_dict(),
             "calibration": job.samples.origin,
             "computed_in": setting.dtype,
+            "processes": ranks.size,
             "skipped": job.task.skipped,
             "left_dense": left_dense(job.task.blocks, job.task.skipped),
             **results.report(clock),
             "unpruned_sha256": results.unpruned,
         }
-        writer.finish(folder, manifest, orders, gathers=recipe.orders_channels and recipe.fold == "gather")
-    return manifest
+        if ranks.first:
+            writer.finish(folder, manifest, orders, gathers=recipe.orders_channels and recipe.fold == "gather")
+        return ranks.tell(manifest, dict[str, Any])
+
+
+@contextmanager
+def _opened(
+    model: str | Path, out: str | Path, force: bool, resume: bool, ranks: Ranks
+) -> Iterator[tuple[Workspace, Path]]:
+    """The workspace, and the folder of the model, which may lie in it. The first rank makes both; the others read."""
+    work = Workspace(out, model, force=force, resume=resume)
+    if not ranks.first:
+        yield work, Path(ranks.tell(None, str))
+        return
+    with work, local_folder(str(model), work.folder) as folder:
+        check_apart(work.out, folder)
+        ranks.tell(str(folder.absolute()), str)
+        yield work, folder
+
+
+def _setting(source: Source, recipe: Recipe, work: Workspace, ranks: Ranks) -> Setting:
+    """One for all ranks."""
+    stored = source.config.dtype or torch.float32
+    return ranks.tell(Setting.choose(recipe, stored, work.journal.run) if ranks.first else None, Setting)
+
+
+def _begin(work: Workspace, run: dict[str, Any], command: Sequence[str], ranks: Ranks) -> None:
+    """Begin in the first rank, and let the others know what it has found finished.
+
+    Raises:
+        InputError: in a rank that is about to do something else.
+    """
+    if ranks.first:
+        work.begin(run, command)
+    work.journal = ranks.tell(work.journal, WorkspaceJournal)
+    if others := list(differences(work.journal.run, run)):
+        raise InputError(f"the processes do not all do the same: in rank 0 {'; '.join(others[:3])}")
 
 
 @dataclass(frozen=True)
@@ -110,22 +147,23 @@ class _Job:
     source: Source
     skeleton: PreTrainedModel
     device: torch.device
+    ranks: Ranks
     task: Task
     samples: Samples
     outer: dict[str, Tensor]  # embedding, last norm, output head
     places: tuple[Places, Places]  # for hidden states, and for what else waits
 
 
-def _load(source: Source, recipe: Recipe, setting: Setting) -> _Job:
-    device = choose_device(setting.device)
+def _load(source: Source, recipe: Recipe, setting: Setting, ranks: Ranks) -> _Job:
+    device = choose_device(ranks.own(setting.device))
     skeleton = source.skeleton(DTYPES[setting.dtype], device)
     task = prepare(skeleton, recipe)
     samples = draw_samples(source, recipe, setting.batch, device)
-    room = places(footprint(task, source, skeleton, samples, device), task, device)
+    room = places(footprint(task, source, skeleton, samples, device), task, device, ranks.beside)
     inside = tuple(block.prefix for block in task.blocks)
     outer = source.read([name for name in source.names() if not name.startswith(inside)])
     check_finite(outer, source.folder)
-    return _Job(source, skeleton, device, task, samples, outer, room)
+    return _Job(source, skeleton, device, ranks, task, samples, outer, room)
 
 
 def _identity(job: _Job, setting: Setting) -> dict[str, Any]:
@@ -146,60 +184,68 @@ def _identity(job: _Job, setting: Setting) -> dict[str, Any]:
 
 
 def _run(
-    job: _Job, writer: Writer, journal: Journal, rooms: Rooms, results: Results, progress: Progress, clock: Clock
-) -> dict[str, Tensor]:
-    """Prune and write all tensors of the model; the orders that were found, by the names of their spaces."""
+    job: _Job, writer: Writer, journal: Journal, rooms: Rooms, progress: Progress, clock: Clock
+) -> tuple[Results, dict[str, Tensor]]:
+    """Prune and write all tensors of the model; what was done, and all orders, by the names of their spaces."""
     task, recipe, samples = job.task, job.task.recipe, job.samples
-    orderer = Orderer(task)
-    store = FolderStore(job.source, writer, orderer, job.device, journal, clock)
-    shared, finished = journal.orders(), store.finished(task.blocks)
+    ranks, orderer = job.ranks, Orderer(task, job.ranks)
+    shared = journal.orders()
+    finished = ranks.tell(finished_blocks(task.blocks, journal, writer) if ranks.first else None, int)
     surveys = orderer.needs_survey and shared is None
     load_into(job.skeleton, job.outer, "", job.device)
-    progress.start(recipe.summary(), *_work(task, samples, surveys, finished, rooms.statistics.left))
-    if surveys:
-        shared = _survey(job, store, orderer, rooms, progress, clock)
-        journal.keep_orders(shared)
-    if shared:
-        orderer.shared = shared
-        for space, order in shared.items():
-            fold_outer(job.outer, task.family, space, order)
-        load_into(job.skeleton, job.outer, "", job.device)
-    with clock("write"):
-        writer.add(job.source.stacks.split(job.outer))
-        results.unpruned |= _digests(job.outer)
-    calibration = Calibration(
-        job.skeleton,
-        task.blocks,
-        samples.batches if finished < len(task.blocks) else (),  # after the last block nobody asks for them
-        held_out=samples.held_out,
-        gram=recipe.needs_gram,
-        one_shot=recipe.one_shot,
-        progress=progress,
-        rooms=rooms,
-    )
-    work = Prune(task, orderer, store, progress, clock, results)
-    walk(task.blocks, store, calibration, clock, work, finished)
-    return orderer.shared | results.orders
+    progress.start(recipe.summary(), *_work(task, samples.share(ranks), surveys, finished, rooms.statistics.left))
+    with FolderStore(task.blocks, job.source, writer, orderer, job.device, journal, clock) as store:
+        if surveys:
+            shared = _survey(job, store, orderer, rooms, progress, clock)
+            if ranks.first:
+                journal.keep_orders(shared)
+        if shared:
+            orderer.shared = shared
+            for space, order in shared.items():
+                fold_outer(job.outer, task.family, space, order)
+            load_into(job.skeleton, job.outer, "", job.device)
+        with clock("write"):
+            writer.add(job.source.stacks.split(job.outer))
+            results = [Results(unpruned=unpruned_digests(job.outer))]
+        calibration = Calibration(
+            job.skeleton,
+            task.blocks,
+            samples.batches if finished < len(task.blocks) else (),  # after the last block nobody asks for them
+            held_out=samples.held_out,
+            gram=recipe.needs_gram,
+            one_shot=recipe.one_shot,
+            progress=progress,
+            rooms=rooms,
+            ranks=ranks,
+        )
+        work = Prune(task, orderer, store, progress, clock, results, ranks)
+        walk(task.blocks, store, calibration, clock, work, finished)
+        with clock("write"):
+            store.finish()
+    whole = Results.of(results)
+    return whole, orderer.shared | whole.orders
 
 
 def _survey(
-    job: _Job, store: "FolderStore", orderer: Orderer, rooms: Rooms, progress: Progress, clock: Clock
+    job: _Job, store: FolderStore, orderer: Orderer, rooms: Rooms, progress: Progress, clock: Clock
 ) -> dict[str, Tensor]:
     """Find the model-wide orders, by a walk over the dense model on the samples that statistics may see."""
-    seen = job.samples.batches[: len(job.samples.batches) - job.samples.held_out]
-    gram = SCORES[job.task.recipe.score].needs_gram
+    score = SCORES[job.task.recipe.score]
+    seen = job.samples.batches[: len(job.samples.batches) - job.samples.held_out] if score.needs_inputs else ()
     calibration = Calibration(
-        job.skeleton, job.task.blocks, seen, gram=gram, one_shot=True, progress=progress, rooms=rooms
+        job.skeleton,
+        job.task.blocks,
+        seen,
+        gram=score.needs_gram,
+        one_shot=True,
+        progress=progress,
+        rooms=rooms,
+        ranks=job.ranks,
     )
     walk(job.task.blocks, store, calibration, clock, Survey(orderer, progress, clock))
     with clock("order"):
         orderer.settle_shared()
     return orderer.shared
-
-
-def _digests(tensors: Mapping[str, Tensor], pruned: Collection[str] = ()) -> dict[str, str]:
-    """What proves of tensors that are not pruned that nobody changed them."""
-    return {name: bytes_digest(tensor) for name, tensor in tensors.items() if name not in pruned}
 
 
 def _work(task: Task, samples: Samples, surveys: bool, finished: int, room: float) -> tuple[int, str]:
@@ -221,66 +267,9 @@ def _work(task: Task, samples: Samples, surveys: bool, finished: int, room: floa
     moved = finished if recipe.one_shot else blocks - 1  # the last block is not run again
     groups = sum(len(judged_together(block.linears)) for block in left)
     judged = len(left) + groups * (1 + len(recipe.steps)) if samples.held_out else 0
-    surveyed = observed(task.blocks, SCORES[recipe.score].needs_gram) if surveys else 0
+    score, surveyed = SCORES[recipe.score], 0
+    if surveys:  # without samples it counts its blocks
+        surveyed = observed(task.blocks, score.needs_gram) if score.needs_inputs else blocks
     return observed(
         left, recipe.needs_gram
     ) + moved * samples.tokens + judged * samples.held_out_tokens + surveyed, "tokens"
-
-
-@dataclass(frozen=True)
-class FolderStore:
-    """Blocks out of a checkpoint, into another: the :class:`~secateur.pruning.walk.Store` of :func:`prune`."""
-
-    source: Source
-    writer: Writer
-    orderer: Orderer
-    device: torch.device
-    journal: Journal
-    clock: Clock
-    _norms: dict[str, nn.Module] = field(default_factory=dict)  # of the block in memory, where they gather for now
-    _dense: dict[str, str] = field(default_factory=dict)  # digests of blocks as they were read
-
-    def finished(self, blocks: Sequence[Block]) -> int:
-        """How many of the first blocks an earlier run has finished."""
-        shards = enumerate(blocks, 1)  # the first is what lies outside the blocks
-        return sum(1 for _ in takewhile(lambda x: self.journal.has(x[1]) and self.writer.has(x[0]), shards))
-
-    def read(self, block: Block) -> dict[str, Tensor]:
-        """As stored, with the model-wide orders folded in."""
-        tensors = self.source.read(self.source.names(block.prefix))
-        check_finite(tensors, self.source.folder)
-        self._dense[block.prefix] = tensors_digest(tensors)
-        self.orderer.fold_shared(block, tensors)
-        self.load(block, tensors)
-        return tensors
-
-    def load(self, block: Block, tensors: dict[str, Tensor]) -> None:
-        """Weights to the module, and gather orders to its norms."""
-        load_into(block.module, tensors, block.prefix, self.device)
-        self._norms.update(attach_orders(block.module, tensors, block.prefix))
-
-    def write(self, visit: Visit) -> None:
-        """A shard of the checkpoint to come, and a record of the results."""
-        visit.results.unpruned |= _digests(visit.tensors, visit.block.pruned)
-        self.writer.add(self.source.stacks.split(visit.tensors))
-        self.journal.keep(visit.block, self._dense[visit.block.prefix], visit.results, self.clock)
-
-    def restore(self, visit: Visit) -> None:
-        """From the shard and the record."""
-        visit.results = self.journal.recall(visit.block, self._dense[visit.block.prefix], self.clock)
-        written = self.writer.again()
-        stacks = Stacks(written)
-        for name in stacks.names:
-            tensor = stacks.join(name, written)
-            # Into the memory that the block had when it was pruned: kernels may round by where a weight begins.
-            visit.tensors[name] = visit.tensors[name].copy_(tensor) if name in visit.tensors else tensor
-        visit.results.unpruned |= _digests(visit.tensors, visit.block.pruned)
-        self.load(visit.block, visit.tensors)
-
-    def release(self, block: Block) -> None:
-        """The skeleton is empty again."""
-        for name, norm in self._norms.items():
-            block.module.set_submodule(name, norm)
-        self._norms.clear()
-        block.module.to("meta")
-        return_freed_memory()

@@ -138,18 +138,19 @@ def _size(shape: torch.Size) -> int:
     return shape[0] * shape[1]
 
 
-def places(takes: Footprint, task: Task, device: torch.device) -> tuple[Places, Places]:
+def places(takes: Footprint, task: Task, device: torch.device, beside: int = 1) -> tuple[Places, Places]:
     """The bytes, by device, for hidden states and for what else waits.
 
     What waits inside a block comes first: where it does not fit there are more passes over the samples, while hidden
-    states are merely read and written.
+    states are merely read and written. Of so many processes that run ``beside`` each other each takes its part of what
+    is free.
 
     Raises:
         InputError: when the memory that the recipe gives, or else is free, does not hold what must fit.
     """
     host, bound = torch.device("cpu"), task.recipe.memory
     before = resident_memory()
-    given = parse_size(bound) - before if bound is not None else int(SHARE * free_memory(host))
+    given = parse_size(bound) - before if bound is not None else int(SHARE * free_memory(host)) // beside
     needed = takes.takes(device)
     if needed[host] > given:
         outer, block = sum(takes.outer), sum(takes.block)

@@ -79,7 +79,7 @@ def _judge(visit: Visit, group: Sequence["_Readers"], task: Task, ranks: Ranks) 
 
 
 class _Readers:
-    """The linears that read at one place and share their statistics. One rank prunes them, and gives the others the weights.
+    """The linears that read at one place and share their statistics. One rank prunes them, and gives all the weights.
 
     Attributes:
         linears: the linears.

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from secateur.digests import bytes_digest, nonzeros_digest
 from secateur.masks import retained, select, sparsity_of
 from secateur.memory import Kept, Room
-from secateur.patterns import NM, Pattern, Unstructured
+from secateur.patterns import NM, Pattern
 from secateur.permute.orders import find_order, inverse
 from secateur.pruning.result import LayerResult
 from secateur.recipe import Recipe, Step
@@ -25,12 +24,17 @@ NEGLIGIBLE = 1e-6
 
 
 def score_of(name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe) -> Tensor:
-    """The score of the linear ``name``: the recipe's, or RI where too few tokens were seen for it.
+    """The score of the linear ``name``: the recipe's, or RI where that reads inputs and too few were seen for it.
 
     Raises:
         InputError: unless weight and inputs are finite.
     """
-    return compute(recipe.score if sees_enough(stats) else "ri", weight, stats, recipe.alpha, name)
+    return compute(score_name(stats, recipe), weight, stats, recipe.alpha, name)
+
+
+def score_name(stats: InputStats | None, recipe: Recipe) -> str:
+    """The score of a linear of these inputs: see :func:`score_of`."""
+    return recipe.score if sees_enough(stats) or not SCORES[recipe.score].needs_inputs else "ri"
 
 
 def sees_enough(stats: InputStats | None) -> bool:
@@ -81,10 +85,8 @@ class LinearPruning:
         self._refused: list[str] = []
         self.mask = select(score, pattern)
         self._changed: Kept | None = None  # by a step
-        free = Unstructured(pattern.sparsity, SCORES[recipe.score].scope)
         self._first = self.mask
         self._retained = retained(score, self.mask)
-        self._unstructured = retained(score, select(score, free)) if isinstance(pattern, NM) else None
         if recipe.sweeps and stats and self._informed:  # SparseGPT as published chooses its mask on the way
             pruned = sweep(self._dense(), stats.damped, pattern=pattern)
             self._take("reconstruct", pruned != 0, pruned)
@@ -96,11 +98,11 @@ class LinearPruning:
 
     def _dense(self) -> Tensor:
         """The dense weight, ``(O, I)`` float32, in this linear's own order."""
-        return self._ordered(self._weight.to(self._device, torch.float32))
+        return self._ordered(self._weight.to(self._device).float())
 
     def _score(self) -> Tensor:
         """The score of the dense weight, ``(O, I)`` float32, in this linear's own order."""
-        dense = self._weight.to(self._device, torch.float32)
+        dense = self._weight.to(self._device).float()
         return self._ordered(score_of(self.name, dense, self._inputs, self._recipe))
 
     def _ordered(self, columns: Tensor) -> Tensor:
@@ -178,13 +180,10 @@ class LinearPruning:
             shape=(weight.shape[0], weight.shape[1]),
             sparsity=sparsity_of(weight),
             retained=kept,
-            unstructured=kept if self._unstructured is None else self._unstructured,
             relative_error=error,
-            score=self._recipe.score if sees_enough(stats) else "ri",
+            score=score_name(stats, self._recipe),
             tokens=stats.tokens if stats else None,
             dead_channels=stats.dead if stats else None,
-            nonzeros_sha256=nonzeros_digest(weight),
-            weight_sha256=bytes_digest(weight),
             refused=self._refused,
         )
 

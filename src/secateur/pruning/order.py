@@ -12,16 +12,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from secateur.masks import retained, select
 from secateur.models.blocks import Block
 from secateur.models.fold import by_head, fold_block, join_heads, spread_to_queries
 from secateur.models.gather import ORDER
 from secateur.models.spaces import Linear, Rule, reader_groups
-from secateur.patterns import NM
+from secateur.patterns import NM, Unstructured
 from secateur.permute.orders import inverse, share_kept
 from secateur.pruning.linear import score_of, search_order
 from secateur.pruning.prepare import Task
 from secateur.pruning.visit import Visit
 from secateur.ranks import Ranks
+from secateur.scores import SCORES
 
 # The one order for the whole model is searched on about this many rows, taken evenly from all its readers.
 SURVEYED_ROWS = 16_384
@@ -87,7 +89,8 @@ class Orderer:
         Returns:
             whether anything may have moved.
         """
-        spaces = [space for space in (*self._spaces("heads"), *self._spaces("block")) if self._can_be_ordered(visit, space)]
+        inside = (*self._spaces("heads"), *self._spaces("block"))
+        spaces = [space for space in inside if self._can_be_ordered(visit, space)]
         orders = self._ranks.each([partial(self._order_of, visit, space) for space in spaces])
         for space, written in zip(spaces, orders, strict=True):
             read = spread_to_queries(written, self._family.heads) if self._rules[space] == "heads" else written
@@ -141,7 +144,7 @@ class Orderer:
     # ---------------------------------------------------------------- what other orders would do
 
     def compare(self, visit: Visit) -> dict[str, dict[str, float]]:
-        """What no order, and orders that this fold mode does not allow, would retain of each linear's score.
+        """What no groups, no order, and orders that this fold mode does not allow, would retain of each linear's score.
 
         Called before the block is ordered. By the full names of linears; the key ``gather`` is there only for readers
         of model-wide spaces: the other orders of that mode are the exact ones.
@@ -156,7 +159,9 @@ class Orderer:
             for name, score in scores.items():
                 alone = self._search([score], [patterns[name]]).to(device)
                 unordered = score if shared is None else score[:, inverse(shared).to(device)]
+                free = Unstructured(patterns[name].sparsity, SCORES[self._task.recipe.score].scope)
                 shares[name] = {
+                    "unstructured": retained(score, select(score, free)),
                     "unordered": share_kept(unordered, patterns[name]),
                     "none": share_kept(score[:, alone], patterns[name]),
                 }

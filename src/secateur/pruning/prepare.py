@@ -14,10 +14,14 @@ from secateur.errors import InputError
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.spaces import Family
 from secateur.patterns import Pattern, check_fits
+from secateur.ranks import Ranks
 from secateur.recipe import Recipe
 
-# A forward pass takes as many samples at a time as make about this many tokens.
-TOKENS_PER_BATCH = 2048
+# A forward pass takes as many samples at a time as make about this many tokens. A CPU is busy with one of the usual
+# length, and slower with more, which leave its cache; a GPU waits for launches of small models.
+TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 16384
+# What a pass takes of a GPU's memory for each token in the widest models, generously.
+BYTES_PER_TOKEN = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,12 @@ class Samples:
     held_out: int = 0
     origin: dict[str, Any] | None = None
 
+    def share(self, ranks: Ranks) -> "Samples":
+        """Those of them that this rank runs."""
+        first = len(self.batches) - self.held_out
+        seen, judged = ranks.share(self.batches[:first]), ranks.share(self.batches[first:])
+        return Samples((*seen, *judged), len(judged), self.origin)
+
     @property
     def tokens(self) -> int:
         """Tokens in all batches."""
@@ -107,9 +117,12 @@ class Samples:
         return sum(batch.numel() for batch in self.batches[len(self.batches) - self.held_out :])
 
 
-def batch_size(recipe: Recipe) -> int:
-    """How many samples a forward pass takes."""
-    return max(1, TOKENS_PER_BATCH // recipe.length)
+def batch_size(length: int, device: torch.device) -> int:
+    """How many samples of ``length`` tokens a forward pass takes: the same each time on the same kind of device."""
+    tokens = TOKENS_ON_CPU
+    if device.type == "cuda":
+        tokens = min(TOKENS_ON_GPU, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_TOKEN)
+    return max(1, tokens // length)
 
 
 def draw_samples(source: Source, recipe: Recipe, batch: int, device: torch.device) -> Samples:
