@@ -1,10 +1,16 @@
 """How far long work is, and how long its parts took."""
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+
+
+def speaks() -> bool:
+    """Whether this process is the one that tells people anything: alone, or the first that torchrun started."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 class Progress:

@@ -91,7 +91,7 @@ class Ranks:
         return data
 
     def each(self, jobs: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
-        """What every job comes to. The ranks take turns at them, so that each is done once."""
+        """What every job comes to, each on the device of the rank. The ranks take turns at them: each is done once."""
         return [job() for job in jobs]
 
 
@@ -135,7 +135,10 @@ class Processes(Ranks):
             return device
         if number not in ("", "0"):
             raise InputError(f"device {device!r} is one GPU, and every process has its own: give cuda (--device)")
-        return f"cuda:{os.environ.get('LOCAL_RANK', self.rank)}"
+        local = int(os.environ.get("LOCAL_RANK", self.rank))
+        if local < torch.cuda.device_count():
+            torch.cuda.set_device(local)
+        return f"cuda:{local}"
 
     def sum(self, tensor: Tensor) -> None:
         """See :meth:`Ranks.sum`."""
@@ -172,9 +175,11 @@ class Processes(Ranks):
         found: list[Tensor] = []
         for number in range(len(jobs)):
             owner, mine = number % self.size, done.get(number)
-            about = None if mine is None else (tuple(mine.shape), str(mine.dtype).removeprefix("torch."))
-            shape, dtype = self.tell(about, tuple[tuple[int, ...], str], owner)
-            found.append(torch.empty(shape, dtype=getattr(torch, dtype)) if mine is None else mine.cpu())
+            about = (
+                None if mine is None else (tuple(mine.shape), str(mine.dtype).removeprefix("torch."), mine.device.type)
+            )
+            shape, dtype, device = self.tell(about, tuple[tuple[int, ...], str, str], owner)
+            found.append(torch.empty(shape, dtype=getattr(torch, dtype), device=device) if mine is None else mine)
             self.give(found[-1], owner)
         return found
 

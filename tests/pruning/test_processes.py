@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 import secateur
+from secateur import ranks
 from secateur.errors import RankError
 from secateur.pruning import prepare
 from secateur.pruning import walk as walking
+from secateur.pruning.visit import Visit
 from secateur.recipe import Recipe
 from tests import pico
 from tests.together import ended, start
@@ -52,11 +54,28 @@ def _recipe(root: Path, name: str) -> Recipe:
     )
 
 
-def _prune(rank: int, root: Path, to: Path, names: list[str]) -> None:
+def _prune(rank: int, root: Path, to: Path, names: list[str], resume: bool = False) -> None:
     for name in names:
         with mock.patch.object(prepare, "TOKENS_ON_CPU", 64):  # eight batches to learn from, and one to judge by
-            manifest = secateur.prune(root / RECIPES[name][0], to / name, _recipe(root, name))
+            manifest = secateur.prune(root / RECIPES[name][0], to / name, _recipe(root, name), resume=resume)
         assert json.loads(json.dumps(manifest)) == json.loads((to / name / "secateur.json").read_text())
+
+
+def _prune_until(rank: int, root: Path, to: Path, name: str, dying: int) -> None:
+    """Let one process be killed in the second block, while others are at work on it."""
+    prune_groups = walking.prune_groups
+
+    def pruning(visit: Visit, *arguments: Any) -> None:
+        if rank == dying and visit.where == "block 2/3":
+            os.kill(os.getpid(), signal.SIGKILL)
+        prune_groups(visit, *arguments)
+
+    walking.prune_groups, ranks.FAREWELL = pruning, 0.5  # type: ignore[assignment]  # nobody is left that could answer
+    try:
+        _prune(rank, root, to, [name])
+    except RankError as error:
+        (to / "said").write_text("\n".join([str(error), *getattr(error, "__notes__", ())]))
+        raise SystemExit(3) from None
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -91,3 +110,20 @@ def test_several_processes_prune_to_what_one_does(size, given, tmp_path):
     for name in RECIPES:
         check_alike(given / name, tmp_path / name)
         secateur.verify(tmp_path / name)
+
+
+@pytest.mark.parametrize(("dying", "code"), [(0, [-9, 3]), (1, [3, -9])])
+def test_one_that_is_killed_ends_all_and_any_number_goes_on(dying, code, given, tmp_path):
+    name, begun = "best", tmp_path / ".best.partial"
+    assert ended(start(2, _prune_until, given, tmp_path, name, dying)) == code
+    said = (tmp_path / "said").read_text()
+    assert f"rank {dying} of 2 does not answer any more" in said
+    assert ("--resume` goes on" in said) == (dying == 1)  # who is killed says nothing
+    written = {path.name: path.stat().st_mtime_ns for path in (begun / "model").glob("*.safetensors")}
+    assert written and not (tmp_path / name).exists()
+    if dying == 0:
+        _prune(0, given, tmp_path, [name], True)
+    else:
+        assert ended(start(3, _prune, given, tmp_path, [name], True)) == [0] * 3
+    check_alike(given / name, tmp_path / name)
+    assert written.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / name).iterdir()}.items()

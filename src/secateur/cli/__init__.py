@@ -21,7 +21,8 @@ import cyclopts
 from secateur.cli import checks, models, running  # noqa: F401 (their commands join the app)
 from secateur.cli.common import app
 from secateur.cli.failures import report, say
-from secateur.errors import Notice
+from secateur.errors import Notice, RankError
+from secateur.progress import speaks
 from secateur.recipe import Recipe
 
 SIGNALLED = 128
@@ -67,7 +68,8 @@ def _signals() -> Iterator[None]:
         yield
     finally:
         for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is _stop:  # not if they are ignored until it is said what has failed
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
@@ -75,14 +77,15 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
 
     if issubclass(category, Notice):
         err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
-    else:
+    elif speaks():
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    from secateur.console.terminal import err
+    from secateur.console.terminal import err, out
 
+    err.quiet = out.quiet = not speaks()
     tokens = sys.argv[1:] if tokens is None else tokens
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show is no reason to fail
@@ -96,6 +99,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
             app.config = _defaults(tokens)
             app(tokens, error_console=err)
     except Exception as error:
+        err.quiet &= not isinstance(error, RankError)  # whoever was to speak is gone
         sys.exit(report(error))
     except KeyboardInterrupt as stop:
         number = stop.args[0] if isinstance(stop, _Stopped) else signal.SIGINT

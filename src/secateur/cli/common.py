@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 import secateur
-from secateur.progress import Progress
+from secateur.progress import Progress, speaks
 
 app = App(
     name="secateur",
@@ -32,4 +32,5 @@ def progress_for(quiet: bool) -> Progress:
 
 def print_json(result: Any) -> None:
     """``result`` as one document on standard output."""
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    if speaks():
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")

@@ -7,7 +7,7 @@ import sys
 import traceback
 from contextlib import suppress
 
-from secateur.errors import InputError, reason
+from secateur.errors import InputError, RankError, reason
 
 BAD_INPUT, BUG = 2, 70
 MOST_CHARACTERS = 4000  # names in files can be as long as the files
@@ -33,7 +33,7 @@ _ADVICE = {
 def explain(error: BaseException) -> str | None:
     """What a user should know of ``error``; None if it is not theirs to mend."""
     names = {kind.__name__ for kind in type(error).__mro__}  # those of torch and safetensors, without loading these
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | RankError):
         return str(error)
     if isinstance(error, MemoryError) or ("RuntimeError" in names and _NO_MEMORY.search(str(error))):
         return _LESS_MEMORY
