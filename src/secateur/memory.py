@@ -78,7 +78,7 @@ class Kept:
     def set(self, tensor: Tensor) -> None:
         """Let another tensor of as many bytes wait in its stead."""
         assert tensor.nbytes == self._size
-        self._place.put(tensor.detach())
+        self._place.put(tensor)
 
 
 class Shelf:
