@@ -1,7 +1,7 @@
 """How much memory pruning a model takes, from its shapes, and how much of what is given is left for what may wait.
 
-In memory at any time are what lies outside the blocks, one block, as stored and as its module computes with it, and the
-largest of what observing, ordering and pruning it need: that must fit. All else waits in rooms
+In memory at any time are what lies outside the blocks, one block as its module computes with it, three as stored, and
+the largest of what observing, ordering and pruning need: that must fit. All else waits in rooms
 (:mod:`secateur.memory`), or in a file where they are full: hidden states, the Gram matrices of a block, and weights of
 experts that are judged together.
 
@@ -28,6 +28,8 @@ from secateur.stats.inputs import gram_bytes
 
 # Of the memory that is free at the start, what a run takes unless it is told: others may want some.
 SHARE = 0.9
+# The block that is computed with, the one after, which is read, and the one before, which is written.
+STORED = 3
 FLOAT = torch.float32.itemsize
 # Float32 copies of a weight while its score and mask are found, and during a step.
 SCORING, STEPPING = 6, 12
@@ -47,7 +49,7 @@ class Footprint:
 
     Attributes:
         outer: what lies outside the blocks: as stored, and as modules compute with it where that is other memory.
-        block: the largest block, likewise.
+        block: the largest block, likewise, with the next one and the one before, as stored.
         work: the most that is needed beside both, on the device that computes.
         waiting: the most that waits for its turn inside a block.
     """
@@ -70,6 +72,8 @@ def footprint(task: Task, source: Source, model: PreTrainedModel, samples: Sampl
     prefixes = tuple(block.prefix for block in task.blocks)
     outer = _held(source, [name for name in source.names() if not name.startswith(prefixes)], computed, device)
     blocks = [_held(source, source.names(block.prefix), computed, device) for block in task.blocks]
+    copies = STORED + bool(source.stacks.members)  # a stack is read layer by layer, and then joined
+    blocks = [(copies * stored, inside) for stored, inside in blocks]
     tokens = max((batch.numel() for batch in samples.batches), default=0)
     length = max((batch.shape[1] for batch in samples.batches), default=0)
     works = [_work(task, block, model, tokens, length, computed.itemsize) for block in task.blocks]
@@ -157,7 +161,7 @@ def places(takes: Footprint, task: Task, device: torch.device) -> tuple[Places, 
         have = f"--memory {bound} leaves {show_size(max(0, given))}" if bound else f"{show_size(given)} are to be had"
         raise InputError(
             f"pruning takes {show_size(needed[host])} of memory at a time, as far as shapes tell ({show_size(outer)} "
-            f"for what lies outside the blocks, {show_size(block)} for a block, {show_size(work)} for the work on it), "
+            f"for what lies outside the blocks, {show_size(block)} for blocks, {show_size(work)} for the work on it), "
             f"and {have} beside the {show_size(before)} that the process has already: give "
             f"--memory {show_size(enough).replace(' ', '')} or more if the machine has it"
         )

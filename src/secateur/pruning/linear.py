@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from secateur.digests import bytes_digest, nonzeros_digest
 from secateur.masks import retained, select, sparsity_of
 from secateur.memory import Kept, Room
-from secateur.patterns import NM, Pattern, Unstructured
+from secateur.patterns import NM, Pattern
 from secateur.permute.orders import find_order, inverse
 from secateur.pruning.result import LayerResult
 from secateur.recipe import Recipe, Step
@@ -25,12 +24,17 @@ NEGLIGIBLE = 1e-6
 
 
 def score_of(name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe) -> Tensor:
-    """The score of the linear ``name``: the recipe's, or RI where too few tokens were seen for it.
+    """The score of the linear ``name``: the recipe's, or RI where that reads inputs and too few were seen for it.
 
     Raises:
         InputError: unless weight and inputs are finite.
     """
-    return compute(recipe.score if sees_enough(stats) else "ri", weight, stats, recipe.alpha, name)
+    return compute(score_name(stats, recipe), weight, stats, recipe.alpha, name)
+
+
+def score_name(stats: InputStats | None, recipe: Recipe) -> str:
+    """The score of a linear of these inputs: see :func:`score_of`."""
+    return recipe.score if sees_enough(stats) or not SCORES[recipe.score].needs_inputs else "ri"
 
 
 def sees_enough(stats: InputStats | None) -> bool:
@@ -69,9 +73,10 @@ class LinearPruning:
         room: Room | None = None,
     ) -> None:
         """Choose the mask of the dense ``weight`` as stored, which must not change as long as this is in use."""
-        self.name, self._stored, self._pattern = name, weight, pattern
+        self.name, self._pattern = name, pattern
+        self._kept = weight.to(device) if isinstance(weight, Tensor) else weight
         self._recipe, self._informed = recipe, stats is not None and sees_enough(stats)
-        self._device, self._room, self._inputs = device, room or Room(), stats
+        self._room, self._inputs = room or Room(), stats
         self.order: Tensor | None = None
         score = self._score()
         if isinstance(pattern, NM) and recipe.permute != "none" and recipe.fold == "none":
@@ -81,10 +86,7 @@ class LinearPruning:
         self._refused: list[str] = []
         self.mask = select(score, pattern)
         self._changed: Kept | None = None  # by a step
-        free = Unstructured(pattern.sparsity, SCORES[recipe.score].scope)
-        self._first = self.mask
-        self._retained = retained(score, self.mask)
-        self._unstructured = retained(score, select(score, free)) if isinstance(pattern, NM) else None
+        self._first, self._retained = self.mask, retained(score, self.mask)
         if recipe.sweeps and stats and self._informed:  # SparseGPT as published chooses its mask on the way
             pruned = sweep(self._dense(), stats.damped, pattern=pattern)
             self._take("reconstruct", pruned != 0, pruned)
@@ -92,16 +94,15 @@ class LinearPruning:
     @property
     def _weight(self) -> Tensor:
         """The dense weight as stored, ``(O, I)``."""
-        return self._stored.get() if isinstance(self._stored, Kept) else self._stored
+        return self._kept.get() if isinstance(self._kept, Kept) else self._kept
 
     def _dense(self) -> Tensor:
         """The dense weight, ``(O, I)`` float32, in this linear's own order."""
-        return self._ordered(self._weight.to(self._device, torch.float32))
+        return self._ordered(self._weight.float())
 
     def _score(self) -> Tensor:
         """The score of the dense weight, ``(O, I)`` float32, in this linear's own order."""
-        dense = self._weight.to(self._device, torch.float32)
-        return self._ordered(score_of(self.name, dense, self._inputs, self._recipe))
+        return self._ordered(score_of(self.name, self._weight.float(), self._inputs, self._recipe))
 
     def _ordered(self, columns: Tensor) -> Tensor:
         return columns if self.order is None else columns[:, self.order]
@@ -133,7 +134,7 @@ class LinearPruning:
     def stored(self) -> Tensor:
         """The current weights in this linear's own order, rounded as stored: what masking leaves is exactly zero."""
         dense = self._weight
-        whole = self._ordered(dense.to(self._device)) if self._changed is None else self._changed.get()
+        whole = self._ordered(dense) if self._changed is None else self._changed.get()
         return whole.to(dense.dtype).where(self.mask, 0)  # and never -0, which formats that go by bits keep
 
     @property
@@ -170,21 +171,16 @@ class LinearPruning:
 
     def result(self) -> LayerResult:
         """What it is now."""
-        stats, weight = self._stats, self.weight
-        kept = self._retained if self.mask is self._first else retained(self._score(), self.mask)
-        error = relative_error(self._dense(), self.stored.float(), stats) if stats and stats.tokens else None
+        stats, stored = self._stats, self.stored
         return LayerResult(
             name=self.name,
-            shape=(weight.shape[0], weight.shape[1]),
-            sparsity=sparsity_of(weight),
-            retained=kept,
-            unstructured=kept if self._unstructured is None else self._unstructured,
-            relative_error=error,
-            score=self._recipe.score if sees_enough(stats) else "ri",
+            shape=(stored.shape[0], stored.shape[1]),
+            sparsity=sparsity_of(stored),
+            retained=self._retained if self.mask is self._first else retained(self._score(), self.mask),
+            relative_error=relative_error(self._dense(), stored.float(), stats) if stats and stats.tokens else None,
+            score=score_name(stats, self._recipe),
             tokens=stats.tokens if stats else None,
             dead_channels=stats.dead if stats else None,
-            nonzeros_sha256=nonzeros_digest(weight),
-            weight_sha256=bytes_digest(weight),
             refused=self._refused,
         )
 
