@@ -267,9 +267,8 @@ def _work(task: Task, samples: Samples, surveys: bool, finished: int, room: floa
     moved = finished if recipe.one_shot else blocks - 1  # the last block is not run again
     groups = sum(len(judged_together(block.linears)) for block in left)
     judged = len(left) + groups * (1 + len(recipe.steps)) if samples.held_out else 0
-    score, surveyed = SCORES[recipe.score], 0
-    if surveys:  # without samples it counts its blocks
-        surveyed = observed(task.blocks, score.needs_gram) if score.needs_inputs else blocks
-    return observed(
-        left, recipe.needs_gram
-    ) + moved * samples.tokens + judged * samples.held_out_tokens + surveyed, "tokens"
+    score = SCORES[recipe.score]
+    # A survey without samples counts its blocks.
+    surveyed = (observed(task.blocks, score.needs_gram) if score.needs_inputs else blocks) if surveys else 0
+    work = observed(left, recipe.needs_gram) + moved * samples.tokens + judged * samples.held_out_tokens + surveyed
+    return work, "tokens"

@@ -73,9 +73,10 @@ class LinearPruning:
         room: Room | None = None,
     ) -> None:
         """Choose the mask of the dense ``weight`` as stored, which must not change as long as this is in use."""
-        self.name, self._stored, self._pattern = name, weight, pattern
+        self.name, self._pattern = name, pattern
+        self._kept = weight.to(device) if isinstance(weight, Tensor) else weight
         self._recipe, self._informed = recipe, stats is not None and sees_enough(stats)
-        self._device, self._room, self._inputs = device, room or Room(), stats
+        self._room, self._inputs = room or Room(), stats
         self.order: Tensor | None = None
         score = self._score()
         if isinstance(pattern, NM) and recipe.permute != "none" and recipe.fold == "none":
@@ -85,8 +86,7 @@ class LinearPruning:
         self._refused: list[str] = []
         self.mask = select(score, pattern)
         self._changed: Kept | None = None  # by a step
-        self._first = self.mask
-        self._retained = retained(score, self.mask)
+        self._first, self._retained = self.mask, retained(score, self.mask)
         if recipe.sweeps and stats and self._informed:  # SparseGPT as published chooses its mask on the way
             pruned = sweep(self._dense(), stats.damped, pattern=pattern)
             self._take("reconstruct", pruned != 0, pruned)
@@ -94,16 +94,15 @@ class LinearPruning:
     @property
     def _weight(self) -> Tensor:
         """The dense weight as stored, ``(O, I)``."""
-        return self._stored.get() if isinstance(self._stored, Kept) else self._stored
+        return self._kept.get() if isinstance(self._kept, Kept) else self._kept
 
     def _dense(self) -> Tensor:
         """The dense weight, ``(O, I)`` float32, in this linear's own order."""
-        return self._ordered(self._weight.to(self._device).float())
+        return self._ordered(self._weight.float())
 
     def _score(self) -> Tensor:
         """The score of the dense weight, ``(O, I)`` float32, in this linear's own order."""
-        dense = self._weight.to(self._device).float()
-        return self._ordered(score_of(self.name, dense, self._inputs, self._recipe))
+        return self._ordered(score_of(self.name, self._weight.float(), self._inputs, self._recipe))
 
     def _ordered(self, columns: Tensor) -> Tensor:
         return columns if self.order is None else columns[:, self.order]
@@ -135,7 +134,7 @@ class LinearPruning:
     def stored(self) -> Tensor:
         """The current weights in this linear's own order, rounded as stored: what masking leaves is exactly zero."""
         dense = self._weight
-        whole = self._ordered(dense.to(self._device)) if self._changed is None else self._changed.get()
+        whole = self._ordered(dense) if self._changed is None else self._changed.get()
         return whole.to(dense.dtype).where(self.mask, 0)  # and never -0, which formats that go by bits keep
 
     @property
@@ -172,15 +171,13 @@ class LinearPruning:
 
     def result(self) -> LayerResult:
         """What it is now."""
-        stats, weight = self._stats, self.weight
-        kept = self._retained if self.mask is self._first else retained(self._score(), self.mask)
-        error = relative_error(self._dense(), self.stored.float(), stats) if stats and stats.tokens else None
+        stats, stored = self._stats, self.stored
         return LayerResult(
             name=self.name,
-            shape=(weight.shape[0], weight.shape[1]),
-            sparsity=sparsity_of(weight),
-            retained=kept,
-            relative_error=error,
+            shape=(stored.shape[0], stored.shape[1]),
+            sparsity=sparsity_of(stored),
+            retained=self._retained if self.mask is self._first else retained(self._score(), self.mask),
+            relative_error=relative_error(self._dense(), stored.float(), stats) if stats and stats.tokens else None,
             score=score_name(stats, self._recipe),
             tokens=stats.tokens if stats else None,
             dead_channels=stats.dead if stats else None,
