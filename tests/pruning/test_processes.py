@@ -22,6 +22,7 @@ from secateur.recipe import Recipe
 from tests import pico
 from tests.together import ended, start
 
+pytestmark = pytest.mark.slow
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40
 
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -124,11 +125,12 @@ def test_one_that_is_killed_ends_all_and_any_number_goes_on(dying, code, given, 
     said = (tmp_path / "said").read_text()
     assert f"rank {dying} of 2 does not answer any more" in said
     assert ("--resume` goes on" in said) == (dying == 1)  # who is killed says nothing
-    written = {path.name: path.stat().st_mtime_ns for path in (begun / "model").glob("*.safetensors")}
-    assert written and not (tmp_path / name).exists()
+    blocks = "model-0000[2-4]*.safetensors"  # what lies outside of them is written anew
+    written = {path.name: path.stat().st_mtime_ns for path in (begun / "model").glob(blocks)}
+    assert (written or dying == 0) and not (tmp_path / name).exists()
     if dying == 0:
         _prune(0, given, tmp_path, [name], True)
     else:
         assert ended(start(3, _prune, given, tmp_path, [name], True)) == [0] * 3
     check_alike(given / name, tmp_path / name)
-    assert written.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / name).iterdir()}.items()
+    assert written.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / name).glob(blocks)}.items()

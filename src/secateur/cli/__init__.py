@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from secateur.progress import speaks
 from secateur.recipe import Recipe
 
 SIGNALLED = 128
+# Seconds in which the first of several processes says what has failed.
+SPEAKING = 3
 
 
 def _value_of(option: str, tokens: Sequence[str]) -> str | None:
@@ -83,6 +86,15 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    try:
+        _run(tokens)
+    except SystemExit as end:
+        if end.code and not speaks():  # torchrun stops all when one ends, and the first has yet to say why
+            time.sleep(SPEAKING)
+        raise
+
+
+def _run(tokens: Sequence[str] | None) -> None:
     from secateur.console.terminal import err, out
 
     err.quiet = out.quiet = not speaks()
