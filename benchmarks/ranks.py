@@ -1,6 +1,6 @@
 """What several processes save, and how far their result is from that of one.
 
-    python benchmarks/ranks.py [--processes 1 2 3] [--width 512] [--layers 4] [--samples 24] [--length 256]
+    python benchmarks/ranks.py [--processes 1 2 3] [--width 256] [--layers 3] [--samples 64] [--length 512]
 
 A random LLaMA is pruned by three recipes, by so many processes of one thread each, as torchrun starts them: the
 seconds from beginning to end, and by stage in the first process; the CPU seconds of the busiest process, which is what
@@ -88,10 +88,10 @@ def differences(one: Path, other: Path) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--samples", type=int, default=24)
-    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:

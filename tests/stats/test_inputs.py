@@ -63,3 +63,10 @@ def test_sample_does_not_depend_on_batches():
 def test_many_small_tokens_beside_a_large_one_are_not_lost():
     stats = gather(torch.tensor([[1e4]]), *[torch.ones(1000, 1)] * 100)
     assert stats.square_sum.item() == 1e8 + 1e5
+
+
+def test_ranks_sample_the_rows_that_one_would():
+    x = torch.arange(50.0).reshape(50, 1)
+    before, after = gather(x[:13], stride=7), InputStats(1, 7, first=13)
+    after.update(x[13:])
+    assert torch.equal(torch.cat([before.sample, after.sample]), x[::7])
