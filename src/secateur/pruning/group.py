@@ -1,6 +1,6 @@
-"""Prune the linears that share their inputs: masks first, then steps that the guard may take back."""
+"""Prune the linears that are judged together: masks first, then steps that the guard may take back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -54,7 +54,8 @@ def _judge(visit: Visit, group: Sequence["_Readers"], task: Task, ranks: Ranks) 
         if guard is None:
             return 0.0
         for readers in group:
-            readers.install()
+            for linear, weight in readers.weights():
+                visit.block.weight(linear).copy_(weight)
         return guard.error()
 
     before = error()
@@ -127,16 +128,16 @@ class _Readers:
             pruning.step(name)
         self._forget()
 
-    def install(self) -> list[Tensor]:
-        """Let the block's module have the weights as they are now; they are returned as they are to be stored."""
-        block, weights = self._visit.block, []
+    def weights(self) -> Iterator[tuple[Linear, Tensor]]:
+        """Each linear, and its weight as it is to be stored, on the device of the block's module."""
         for number, linear in enumerate(self.linears):
-            stored = block.stored(linear, self._visit.tensors)
-            own = self._prunings[number].weight if self._prunings else torch.empty_like(stored, device=block.device)
-            self._ranks.give(own, self._owner)
-            block.weight(linear).copy_(own)
-            weights.append(own)
-        return weights
+            if self._prunings:
+                weight = self._prunings[number].weight
+            else:
+                stored = self._visit.block.stored(linear, self._visit.tensors)
+                weight = torch.empty_like(stored, device=self._visit.block.device)
+            self._ranks.give(weight, self._owner)
+            yield linear, weight
 
     def finish(self) -> None:
         """What there is now is what is written."""
@@ -146,14 +147,15 @@ class _Readers:
             visit.results.layers.append(layer)
             if order is not None:
                 visit.results.orders[layer.name] = torch.tensor(order)
-        for linear, weight in zip(self.linears, self.install(), strict=True):
+        for linear, weight in self.weights():
             visit.block.stored(linear, visit.tensors).copy_(weight)
+            visit.block.weight(linear).copy_(weight)
         self._prunings.clear()
 
     def _forget(self) -> None:
-        """Free what has been computed from the Gram matrix."""
-        if self._prunings:
-            self._prunings[0].forget()
+        """Free the factors that these have shared, before others make theirs."""
+        for pruning in self._prunings:
+            pruning.forget()
 
 
 def _dense(visit: Visit, linear: Linear) -> Tensor | Kept:
