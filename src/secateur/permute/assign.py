@@ -72,7 +72,7 @@ def nth_largest(columns: Tensor, groups: Tensor, n: int) -> Tensor:
 def kept_sum(columns: Tensor, groups: Tensor, kept: int) -> float:
     """The score that an N:M mask retains over these groups."""
     parts = (_largest(columns, part, kept) for part in groups.split(at_a_time(columns)))
-    return sum(largest.sum(dtype=torch.float64).item() for part in parts for largest in part)
+    return sum(largest.sum(1, dtype=torch.float64).sum().item() for part in parts for largest in part)
 
 
 def at_a_time(values: Tensor) -> int:

@@ -18,6 +18,8 @@ from secateur.permute.shortlist import shortlist
 
 # Channels that are valued for each group, and the number of groups up to which that is all of them.
 LISTED, FEW = 16, 64
+# Steps that values are rounded to: equal ones save the solver half of its time, and cost no more than 5e-4 of a gain.
+STEPS = 1 << 12
 # Repeated passes end when one gains less than this share of the retained score, or after so many.
 TOLERANCE, MOST_PASSES = 1e-4, 8
 
@@ -99,7 +101,9 @@ def _retained(thresholds: Tensor, candidates: Tensor, listed: Tensor) -> Tensor:
     """Σ_r max(t_gr, x_cr) for each group and the candidates ``listed (K, k)`` for it: ``(K, k)`` float32."""
     size = max(1, at_a_time(thresholds) // listed.shape[1])
     parts = zip(thresholds.split(size), listed.split(size), strict=True)
-    return torch.cat([torch.maximum(candidates[few], part[:, None]).sum(2) for part, few in parts])
+    everyone = listed.shape[1] == len(candidates)
+    rivals = ((part, candidates if everyone else candidates[few]) for part, few in parts)
+    return torch.cat([torch.maximum(scores, part[:, None]).sum(2) for part, scores in rivals])
 
 
 def _solve(values: Tensor, listed: Tensor) -> Tensor:
@@ -109,9 +113,9 @@ def _solve(values: Tensor, listed: Tensor) -> Tensor:
     """
     count, each = listed.shape
     costs = values.amax(1, keepdim=True) - values
-    costs = (costs / costs.max().clamp_min(torch.finfo(torch.float32).tiny)).double()  # the solver takes 1e6 for infinite
+    costs = (costs / costs.max().clamp_min(torch.finfo(torch.float32).tiny) * STEPS).round_()
     starts = torch.arange(0, count * each + 1, each, dtype=torch.int32)
     chosen, _ = lap.lapmod(
-        count, costs.flatten().cpu().numpy(), starts.numpy(), listed.flatten().int().cpu().numpy(), return_cost=False
+        count, costs.flatten().double().cpu().numpy(), starts.numpy(), listed.flatten().int().cpu().numpy(), return_cost=False
     )
     return torch.from_numpy(chosen).to(listed.device, torch.int64)

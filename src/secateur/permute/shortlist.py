@@ -22,7 +22,7 @@ from secateur.permute.assign import at_a_time
 # Products in the sum. Two leave 1.3 % of the kernel's variance on real weights, one 5 %, three 0.5 %.
 TERMS = 2
 # Values at which the singular functions are known, and of each side about how many they are found by.
-BINS, SAMPLE = 128, 1 << 17
+BINS, SAMPLE = 64, 1 << 15
 # float32 has every integer up to here. No sum of products is larger where the lengths of both factors multiply to it.
 EXACT = 1 << 24
 
@@ -50,15 +50,17 @@ def shortlist(thresholds: Tensor, candidates: Tensor, count: int) -> Tensor:
 
 def _factors(thresholds: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """Integers ``(K, R·TERMS)`` whose products are about Σ_r min(t, x), but for a scale and what concerns one side alone."""
-    unit = candidates.mean(0).clamp_min(torch.finfo(torch.float32).tiny)  # rows differ in size, and not much in shape
+    tiny = torch.finfo(torch.float32).tiny
+    # Rows differ in size, and not much in shape.
+    unit = ((thresholds.mean(0) + candidates.mean(0)) / 2).clamp_min(tiny)
     t, x = (_sample(values, unit) for values in (thresholds, candidates))
-    width = max(t.quantile(0.999).item(), torch.finfo(torch.float32).tiny) / BINS  # min(t, x) is t for any larger x
+    width = max(t.quantile(0.999).item(), 1e-6) / BINS  # min(t, x) is t for any larger x
     tables = _singular_functions(_histogram(t, width), _histogram(x, width))
     size = unit.sqrt()  # on each side, so that each row counts by its unit
     length = (EXACT**0.5 - (TERMS * len(unit)) ** 0.5 / 2) / size.norm().item()  # rounding may add half of one to each
     dtype = torch.bfloat16 if thresholds.is_cuda or has_fast_bfloat16() else torch.float32
     return tuple(
-        _look_up(values, width * unit, table * (length / table.norm(dim=1).max().clamp_min(1e-30)), size, dtype)
+        _look_up(values, (width * unit).clamp_min(tiny), table * (length / table.norm(dim=1).max().clamp_min(1e-30)), size, dtype)
         for values, table in zip((thresholds, candidates), tables, strict=True)
     )
 
