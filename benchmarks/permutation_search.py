@@ -7,9 +7,9 @@ the share of the score of the best half of each row that 2:4 retains. ``sort eve
 way to compute the matrix of assignment values: form every group with every candidate channel and take its
 largest scores. It is timed on one slot and multiplied by four.
 
-``--widths`` gives the curve of retained score against seconds at the widths of larger models, with ``--rows``: of the
-synthetic score, and, given a model, of RI of the down_proj of as many of its blocks as it takes, side by side: all write
-to the same residual space, so that channels resemble each other as those of one wide matrix do.
+``--widths`` gives the curve of retained score against seconds at the widths of larger models: of the synthetic score,
+with ``--rows``, and, given a model, of RI of the down_proj of as many of its blocks as it takes, side by side. All
+write to one residual space, so that their channels resemble each other as those of one wide matrix do.
 """
 
 import argparse

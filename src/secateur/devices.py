@@ -35,15 +35,6 @@ def choose_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.
     return torch.float32 if device.type == "cpu" else stored
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones: where it has AMX.
-
-    There bfloat16 products take 0.26 to 0.37 of the time. AVX-512's own instructions for bfloat16, on the same processor,
-    took 0.96 to 1.7 times that of float32, and emulated ones 5 times.
-    """
-    return bool(torch.cpu._is_amx_tile_supported())
-
-
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Multiply float32 matrices in float32 for a while, whatever the process allows: TF32, bfloat16, autocast.
