@@ -55,7 +55,8 @@ def real(folder: str) -> Iterator[tuple[str, Tensor]]:
 
 def side_by_side(folder: str, width: int) -> Tensor:
     """RI of the down_proj of the first blocks of a LLaMA-like checkpoint, so many columns of them."""
-    source, parts = Source(Path(folder)), []
+    source = Source(Path(folder))
+    parts: list[Tensor] = []
     while sum(part.shape[1] for part in parts) < width:
         parts += source.read([f"model.layers.{len(parts)}.mlp.down_proj.weight"]).values()
     return torch.cat([relative_importance(part) for part in parts], 1)[:, :width]
