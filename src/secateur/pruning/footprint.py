@@ -29,7 +29,7 @@ from secateur.stats.inputs import gram_bytes
 
 # Of the memory that is free at the start, what a run takes unless it is told: others may want some.
 SHARE = 0.9
-# What libraries take when they are first used, such as compiled kernels, and what the allocator holds between two trims.
+# What libraries take when they are first used, as for compiled kernels, and what the allocator holds between two trims.
 OVERHEAD = 256 << 20
 # The block that is computed with, the one after, which is read, and the one before, which is written.
 STORED = 3
