@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from secateur.recipe import Recipe
     from secateur.runtime.generation import generate
     from secateur.runtime.loading import load
-    from secateur.verification import verify
+    from secateur.verification.verify import verify
 
     __version__: str
 
@@ -52,7 +52,7 @@ _HOMES = {
     "prune": "secateur.pruning.folder",
     "prune_module": "secateur.pruning.module",
     "unpack": "secateur.packing",
-    "verify": "secateur.verification",
+    "verify": "secateur.verification.verify",
 }
 
 

@@ -59,9 +59,9 @@ def inspect(model: str | Path) -> Inspection:
         family = family_of(skeleton)
         layers = []
         for block in blocks_of(skeleton, family):
+            tensors = source.read(sorted({block.prefix + linear.tensor for linear in block.linears}))
             for linear in block.linears:
-                name = block.full_name(linear)
-                weight = block.stored(linear, source.read([block.prefix + linear.tensor]))
+                name, weight = block.full_name(linear), block.stored(linear, tensors)
                 layers.append(_view(name, weight, linear.reads, " ".join(dict.fromkeys(linear.parts)) or None))
     return Inspection(str(model), family.name, layers)
 

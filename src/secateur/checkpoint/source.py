@@ -1,6 +1,7 @@
 """Read a model folder, tensor by tensor."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -100,6 +101,11 @@ class Source:
     def names(self, prefix: str = "") -> list[str]:
         """The names of the tensors that begin with ``prefix``, in the order of their files."""
         return [name for name in self.stacks.names if name.startswith(prefix)]
+
+    def names_outside(self, prefixes: Sequence[str]) -> list[str]:
+        """The names of the tensors that begin with none of ``prefixes``: of blocks, say."""
+        inside = tuple(prefixes)
+        return [name for name in self.names() if not name.startswith(inside)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of the tensor ``name``; raises :class:`InputError` when the layers of a stack differ."""
