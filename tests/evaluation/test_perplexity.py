@@ -93,6 +93,7 @@ def test_a_stride_of_a_window_is_none(tmp_path, text):
 
 
 @pytest.mark.parametrize("free", [0, 10**5, 10**12])
+@pytest.mark.filterwarnings("ignore::secateur.errors.Notice")
 def test_memory_changes_the_batch_and_not_the_result(tmp_path, text, monkeypatch, free):
     folder = pico.save("llama-mha", tmp_path / "m")
     expected = secateur.evaluate(folder, text, window=32)[0].perplexity

@@ -80,7 +80,7 @@ class Source:
                 parts = [self.held.pop(part) for part in parts_of(name, entry)]
                 check_parts(shard, name, entry, [(part.dtype, part.shape) for part in parts])
                 self.sparse[name] = entry
-                self.held[name] = Held(shard, entry.shape, FLOATS[entry.dtype])
+                self.held[name] = Held(shard, entry.shape, FLOATS[entry.dtype], sum(part.nbytes for part in parts))
 
     def refuse_gathers(self, purpose: str) -> None:
         """Raise :class:`InputError` if plain transformers could not load it: ``purpose`` says what it is not for."""
@@ -97,6 +97,14 @@ class Source:
                 header = file.read(int.from_bytes(start := file.read(8), "little"))
             found[path.name] = hashlib.sha256(start + header + str(path.stat().st_size).encode()).hexdigest()
         return found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which it is stored: what its config says, or else that of the first weight in its files."""
+        if self.config.dtype is not None:
+            return self.config.dtype
+        names = {stored: name for name, stored in FLOATS.items()}
+        return getattr(torch, next(names[one.dtype] for one in self.held.values() if one.dtype in names))
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of the tensors that begin with ``prefix``, in the order of their files."""

@@ -95,6 +95,7 @@ def score(
     tokenizer: Any,
     tasks: dict[str, Any],
     *,
+    free: int,
     limit: int | None = None,
     progress: Progress | None = None,
     name: str = "the model",
@@ -103,6 +104,7 @@ def score(
 
     Args:
         tasks: from :func:`find_tasks`.
+        free: bytes that its activations may take.
         limit: use only so many items of each.
         progress: is told how far it is, under the model's ``name``.
 
@@ -120,7 +122,7 @@ def score(
         for task in tasks["tasks"].values():
             task.set_fewshot_seed(SEED)  # again for each model, so that all are shown the same examples
         vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
-        fits = tokens_at_a_time(vocabulary, next(model.parameters()).device) // TOKENS_PER_REQUEST
+        fits = tokens_at_a_time(vocabulary, next(model.parameters()).device, free) // TOKENS_PER_REQUEST
         asker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=max(1, fits))
         for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(asker, kind, _heard(getattr(asker, kind), f"tasks of {name}", progress))
