@@ -125,19 +125,27 @@ class Source:
             raise InputError(f"{self.folder}: the experts of {name} differ in shape, or one of them lacks a part")
         return (len(layers), *shapes.pop())
 
-    def read(self, names: list[str]) -> dict[str, Tensor]:
+    def read(self, names: list[str], sparse_as: torch.dtype | None = None) -> dict[str, Tensor]:
         """The tensors of these names, in the dtype in which they are stored, on the CPU.
+
+        Args:
+            names: of the tensors.
+            sparse_as: expand packed weights in this dtype; by default in that which they had before.
 
         Raises:
             InputError: when a file is damaged.
         """
         wanted = [part for name in names for part in self.stacks.parts(name)]
-        parts = {part: self.read_sparse(part).dense() for part in wanted if part in self.sparse}
+        parts = {part: self._expanded(part, sparse_as) for part in wanted if part in self.sparse}
         plain = [part for part in wanted if part not in self.sparse]
         for path in dict.fromkeys(self.held[part].file for part in plain):
             with reading(path) as file:
                 parts |= {part: file.get_tensor(part) for part in plain if self.held[part].file == path}
         return {name: self.stacks.join(name, parts) for name in names}
+
+    def _expanded(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        weight = self.read_sparse(name)
+        return (weight if dtype is None else weight.to(dtype)).dense()
 
     def read_sparse(self, name: str) -> SparseWeight:
         """One of the weights in ``sparse``; raises :class:`InputError` when it is damaged."""

@@ -79,7 +79,8 @@ class Offloaded:
         """The tensors of a block as its module has them, in memory: those that are read are only mapped as yet."""
         block = self.blocks[index]
         dtypes = {block.prefix + name: weight.dtype for name, weight in block.module.named_parameters()}
-        tensors = self._source.read(self._source.names(block.prefix))
+        # int8 values times their scales are rounded once, as where they run packed.
+        tensors = self._source.read(self._source.names(block.prefix), sparse_as=next(iter(dtypes.values())))
         return {name: tensor.to(dtypes.get(name, tensor.dtype), copy=True) for name, tensor in tensors.items()}
 
 
