@@ -3,10 +3,10 @@
     python benchmarks/block_by_block.py [--width 1024] [--depths 4 8 16] [--experts 64]
 
 Makes random models, LLaMA by depth and Qwen3-MoE with few blocks, prunes them (magnitude, 2:4), and runs every command
-in a process of its own: ``inspect``, ``verify``, ``verify --dense``, and ``eval`` with the model whole and with so little
-memory that one block is there at a time. Of each it quotes the peak of resident memory beyond that of the imports, in MB
-and in units of the model's largest block, and the bytes of tensors read, in units of the folder's. Resident memory holds
-the mapped pages of the files that are read; the system may take those back.
+in a process of its own: ``inspect``, ``verify``, ``verify --dense``, and ``eval`` with the model whole and with so
+little memory that one block is there at a time. Of each it quotes the peak of resident memory beyond that of the
+imports, in bytes and in units of the model's largest block, and the bytes of tensors read, in units of the folder's.
+Resident memory holds the mapped pages of the files that are read; the system may take those back.
 """
 
 import argparse
@@ -27,14 +27,13 @@ from secateur.models.blocks import blocks_of, family_of
 from secateur.recipe import Recipe
 from secateur.runtime.offloading import offloaded_bytes
 
-VOCABULARY, WINDOW = 512, 256
+VOCABULARY = 512
 
 CHILD = """
 import json, re, sys, time, warnings
 from collections import Counter
 from pathlib import Path
 import safetensors, torch, secateur
-from secateur import data
 from secateur.checkpoint import shards
 import secateur.verification.verify, secateur.inspection, secateur.evaluation.evaluate
 warnings.simplefilter("ignore")
@@ -55,9 +54,10 @@ imported, began = peak(), time.process_time()
 if command == "inspect": secateur.inspect(model)
 elif command == "verify": assert secateur.verify(model).passed
 elif command == "verify --dense": assert secateur.verify(model, dense).passed
-else: secateur.evaluate(model, text, window=int(%d), dtype="bfloat16", memory=memory or None)
-print(json.dumps({"peak": peak() - imported, "read": read[model], "cpu_seconds": round(time.process_time() - began, 1)}))
-""" % WINDOW
+else: secateur.evaluate(model, text, window=256, dtype="bfloat16", memory=memory or None)
+seconds = round(time.process_time() - began, 1)
+print(json.dumps({"peak": peak() - imported, "read": read[model], "cpu_seconds": seconds}))
+"""
 
 
 def main() -> None:
@@ -103,8 +103,8 @@ def _measure(name: str, config: PreTrainedConfig) -> None:
             given = [command, str(root / "pruned"), str(root / "dense"), str(root / "text.txt"), memory]
             done = subprocess.run([sys.executable, "-c", CHILD, *given], capture_output=True, text=True, check=True)
             found = json.loads(done.stdout)
-            found |= {"peak_in_blocks": round(found["peak"] / block, 1), "read_in_models": round(found["read"] / size, 2)}
-            print(json.dumps({"command": command} | found), flush=True)
+            shares = {"blocks": round(found["peak"] / block, 1), "models_read": round(found["read"] / size, 2)}
+            print(json.dumps({"command": command} | found | shares), flush=True)
 
 
 def _make(config: PreTrainedConfig, folder: Path) -> None:

@@ -72,13 +72,13 @@ class Kept:
         self.set(tensor)
 
     def get(self) -> Tensor:
-        """The tensor, contiguous, on the device where it was: itself, or a copy if it waits elsewhere."""
+        """The tensor, on the device where it was: itself, or a copy if it waits elsewhere."""
         return self._place.take().to(self._device)
 
     def set(self, tensor: Tensor) -> None:
         """Let another tensor of as many bytes wait in its stead."""
         assert tensor.nbytes == self._size
-        self._place.put(tensor.detach().contiguous())
+        self._place.put(tensor)
 
 
 class Shelf:
@@ -133,11 +133,12 @@ class _InFile:
         weakref.finalize(self, file.release, self._at, size)
 
     def put(self, tensor: Tensor) -> None:
-        self._dtype, self._shape = tensor.dtype, tensor.shape
-        self._file.write(self._at, _bytes(tensor.cpu()))
+        self._like = torch.empty_like(tensor, device="meta")  # of the same strides, where each element has its own
+        same = self._like.stride() == tensor.stride()
+        self._file.write(self._at, _bytes(tensor.cpu() if same else tensor.cpu().clone()))
 
     def take(self) -> Tensor:
-        tensor = torch.empty(self._shape, dtype=self._dtype)
+        tensor = torch.empty_like(self._like, device="cpu")
         self._file.read(self._at, _bytes(tensor))
         return tensor
 
@@ -173,4 +174,6 @@ class _File:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.flatten().view(torch.uint8).numpy())
+    """The memory of a tensor, in whose order its elements lie there without gaps."""
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return flat.view(torch.uint8).numpy().data

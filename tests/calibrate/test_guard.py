@@ -46,8 +46,7 @@ def test_the_error_is_that_of_the_held_out_tokens():
 
 def test_a_harmful_step_is_taken_back(tmp_path, recipe, monkeypatch):
     def spoil(pruning, _):
-        mask, weight = pruning.state
-        pruning.accept(mask, -3 * weight)
+        pruning.accept(pruning.mask, -3 * pruning.changed)
 
     dense = pico.save("llama-gqa-tied", tmp_path / "dense")
     secateur.prune(dense, tmp_path / "plain", recipe)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from secateur.calibrate.stream import Stream
-from secateur.memory import Shelf
+from secateur.memory import Room, Shelf
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Guard:
         self._wanted = Shelf(stream.rooms.states)
         for batch in self._batches:
             self._wanted.append(stream.run(index, batch))
+
+    @property
+    def room(self) -> Room:
+        """Where weights that are on trial may wait."""
+        return self._stream.rooms.statistics
 
     def error(self) -> float:
         """The error of the block's output as it is now: ‖y − y₀‖ / ‖y₀‖ of each token, root mean square over tokens.

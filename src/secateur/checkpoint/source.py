@@ -99,12 +99,9 @@ class Source:
         return found
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The precision in which it is stored: what its config says, or else that of the first weight in its files."""
-        if self.config.dtype is not None:
-            return self.config.dtype
-        names = {stored: name for name, stored in FLOATS.items()}
-        return getattr(torch, next(names[one.dtype] for one in self.held.values() if one.dtype in names))
+    def precision(self) -> torch.dtype:
+        """The precision in which it is stored: what its config says, or else that of the first tensor in its files."""
+        return self.config.dtype or self.dtype(self.names()[0])
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of the tensors that begin with ``prefix``, in the order of their files."""
@@ -124,6 +121,11 @@ class Source:
         if len(shapes) != 1 or len({shape[1:] for layer in layers for shape in layer}) > 1:
             raise InputError(f"{self.folder}: the experts of {name} differ in shape, or one of them lacks a part")
         return (len(layers), *shapes.pop())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type in which the tensor ``name`` is stored."""
+        types = {self.held[part].dtype for part in self.stacks.parts(name)}
+        return max((_DTYPES.get(kind, torch.float32) for kind in types), key=lambda dtype: dtype.itemsize)
 
     def read(self, names: list[str], sparse_as: torch.dtype | None = None) -> dict[str, Tensor]:
         """The tensors of these names, in the dtype in which they are stored, on the CPU.
@@ -164,6 +166,9 @@ class Source:
         """The model's tokenizer; raises :class:`InputError` when the folder has none."""
         with naming(self.folder):
             return AutoTokenizer.from_pretrained(self.folder, config=self.config, trust_remote_code=False)
+
+
+_DTYPES = {name: getattr(torch, dtype) for dtype, name in FLOATS.items()}
 
 
 class _Index(msgspec.Struct, frozen=True):

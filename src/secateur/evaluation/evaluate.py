@@ -102,7 +102,7 @@ def evaluate(
     def one(name: str) -> Evaluation:
         with local_folder(name) as folder:
             source = Source(folder)
-            tokenizer, precision = source.tokenizer(), choose_dtype(dtype, source.dtype, chosen)
+            tokenizer, precision = source.tokenizer(), choose_dtype(dtype, source.precision, chosen)
             cuts = [cut(text, tokenizer, source.config, window=window, stride=stride, limit=limit) for text in sources]
             model = load(folder, precision, chosen, memory=memory or FREE)
             free = free_beside(model, memory)

@@ -25,7 +25,7 @@ from torch import Tensor
 from secateur.calibrate.calibration import Calibration
 from secateur.devices import full_precision
 from secateur.models.blocks import Block
-from secateur.models.spaces import reader_groups
+from secateur.models.spaces import judged_together, reader_groups
 from secateur.progress import Clock, Progress
 from secateur.pruning.group import prune_group
 from secateur.pruning.order import Orderer
@@ -44,7 +44,7 @@ class Store(Protocol):
         """Give the module of ``block`` its tensors as they are now."""
 
     def write(self, visit: Visit) -> None:
-        """Keep the block and its results."""
+        """Keep the block and its results, which may be complete only when the store is finished."""
 
     def restore(self, visit: Visit) -> None:
         """Make the block, its module and its results what an earlier run wrote."""
@@ -99,7 +99,7 @@ class Prune:
     """The work of the walk that prunes: order, prune and write a block.
 
     Attributes:
-        results: of all blocks so far.
+        results: of each block so far.
     """
 
     task: Task
@@ -107,7 +107,7 @@ class Prune:
     store: Store
     progress: Progress
     clock: Clock
-    results: Results
+    results: list[Results]
 
     def __call__(self, visit: Visit) -> None:
         """Order, prune and write a block; one that an earlier run has finished comes back as it was written."""
@@ -116,21 +116,22 @@ class Prune:
         if visit.finished:
             with self.clock("read"):
                 self.store.restore(visit)
-            self.results.add(visit.results)
+            self.results.append(visit.results)
             return
         with self.clock("order"):
             shares = self.orderer.compare(visit) if self.task.recipe.compare_folds else {}
             if self.orderer.order(visit):
                 self.store.load(block, visit.tensors)
-        for group in reader_groups(block.linears):
-            self.progress.at(f"{visit.where} · {' + '.join(linear.name for linear in group)}")
+        for group in (judged_together if visit.guard else reader_groups)(block.linears):
+            self.progress.at(f"{visit.where} · {' + '.join(dict.fromkeys(x.stack or x.name for x in group))}")
             with self.clock("prune"):
                 prune_group(visit, group, self.task)
         for number, layer in enumerate(visit.results.layers):
             visit.results.layers[number] = self._with_folds(layer, shares.get(layer.name))
+        visit.guard = None  # what it holds is not kept until the block is written
         with self.clock("write"):
             self.store.write(visit)
-        self.results.add(visit.results)
+        self.results.append(visit.results)
 
     def _with_folds(self, layer: LayerResult, shares: dict[str, float] | None) -> LayerResult:
         """Readers of spaces inside the block retain with gather what they do as folded now."""

@@ -64,7 +64,7 @@ def load(
     chosen = choose_device(str(device))
     source = Source(Path(folder))
     known = check(source)  # what goes by older names is left to transformers, which says as well what is missing
-    precision = source.dtype if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
+    precision = source.precision if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
     if known and memory is not None and not _fits(source, precision, chosen, memory):
         if form not in ("auto", "dense"):
             raise InputError(f"{folder} does not fit whole into memory, and blocks that are read as they run are dense")
