@@ -131,6 +131,7 @@ def _pass(source: Source, task: Task, written: WrittenChecks, comparison: DenseC
         written.block(block, tensors)
         if comparison:
             comparison.block(index, tensors)
+        del tensors  # before the next is read
     return comparison.logit_difference() if comparison else None
 
 
