@@ -29,8 +29,8 @@ from secateur.stats.inputs import gram_bytes
 
 # Of the memory that is free at the start, what a run takes unless it is told: others may want some.
 SHARE = 0.9
-# What libraries take when they are first used: kernels that are compiled, threads.
-OVERHEAD = 128 << 20
+# What libraries take when they are first used, as for compiled kernels, and what the allocator holds between two trims.
+OVERHEAD = 256 << 20
 # The block that is computed with, the one after, which is read, and the one before, which is written.
 STORED = 3
 FLOAT = torch.float32.itemsize
