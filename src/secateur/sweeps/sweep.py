@@ -1,0 +1,262 @@
+"""A sweep: every row of a grid, pruned and measured, once."""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur import __version__
+from secateur.data import local_file
+from secateur.devices import free_memory
+from secateur.digests import file_digest
+from secateur.errors import InputError, Notice
+from secateur.progress import Progress
+from secateur.sweeps.executors import Executor, on_ray, processes
+from secateur.sweeps.folder import Folder, claimed, identifier
+from secateur.sweeps.grid import Grid, Protocol, Row, Skipped
+from secateur.sweeps.results import Entry, Results
+from secateur.sweeps.subjects import Subject
+from secateur.sweeps.work import Job, Outcome, encode
+
+# What is measured, and how: a row of another number is another row.
+PROTOCOL = 1
+
+
+def sweep(
+    grid: Grid | Mapping[str, Any] | str | Path,
+    out: str | Path,
+    *,
+    jobs: int | None = None,
+    ray: str | None = None,
+    keep_models: bool = False,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Results:
+    """Prune and measure every row of ``grid``; those that are finished in ``out`` are taken from there.
+
+    All dense models are measured first: the rows of one that cannot be are not begun. A row that fails ends nothing,
+    and is tried again the next time.
+
+    Args:
+        grid: the file, its content as plain data, or what was made of it; see :mod:`secateur.sweeps.grid`.
+        out: a folder for this sweep and others that may have rows in common with it.
+        jobs: rows at once on this machine; by default one for each GPU, or one. Fewer where memory is short.
+        ray: instead, the address of a Ray cluster, ``auto`` or ``local``, all of whose machines see ``out``.
+        keep_models: leave the pruned models in ``out/models``; by default each is deleted once it is measured.
+        progress: is told how far it is.
+        executor: what computes rows instead of all that.
+
+    Returns:
+        all rows and their means over seeds, which are also in ``out`` as ``results.json``, ``.csv``, ``.md``, ``.tex``.
+
+    Raises:
+        InputError: when something in the grid cannot be used, before any long work.
+    """
+    if not isinstance(grid, Grid):
+        grid = Grid.from_dict(grid) if isinstance(grid, Mapping) else Grid.load(grid)
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs must be at least 1, not {jobs}")
+    if jobs is not None and ray is not None:
+        raise InputError("--jobs is for this machine: a Ray cluster runs as many rows as fit")
+    cluster = _ray() if ray is not None else None
+    texts = _texts(grid)
+    subjects = {label: Subject.find(label, name) for label, name in grid.models.items()}
+    rows, skipped = _rows(grid, subjects.values())
+    identities = {row: _identity(subjects[row.model], row, grid, texts) for row in rows}
+    progress = progress or Progress()
+    with progress, claimed(Path(out).absolute()) as folder, ExitStack() as stack:
+        ledger = _Ledger(grid, folder, identities, skipped)
+        waiting = ledger.waiting
+        if waiting and executor is None:
+            need = max(subjects[row.model].memory(row.recipe) for row in waiting.values())
+            if cluster is None:
+                number = min(_at_once(grid, jobs, need), len(waiting))
+                executor = processes(_environments(grid, number), [folder.lock])
+            else:
+                gpus = int(_computes_on_gpus(grid) and torch.cuda.is_available())
+                executor = on_ray(cluster, ray or "", memory=need, gpus=gpus)
+        models = {label: subjects[label].folder(stack, folder.path) for label in {x.model for x in waiting.values()}}
+        progress.start("sweep", max(1, len(waiting)), "rows")
+        try:
+            for stage in ("dense", "pruned"):
+                ids = [id for id, row in ledger.waiting.items() if (row.recipe is None) == (stage == "dense")]
+                documents = [encode(_job(waiting[id], identities, models, folder, grid, keep_models)) for id in ids]
+                for place, outcome in executor(documents) if executor and ids else ():
+                    ledger.keep(ids[place], outcome)
+                    progress.at(str(waiting[ids[place]]))
+                    progress.advance(1)
+                ledger.fail_what_is_not_worth_it()
+        except BaseException as error:
+            error.add_note(ledger.remains())
+            raise
+        return ledger.write()
+
+
+class _Ledger:
+    """Which rows there are, and which are finished."""
+
+    def __init__(
+        self, grid: Grid, folder: Folder, identities: Mapping[Row, Mapping[str, Any]], skipped: Sequence[Skipped]
+    ) -> None:
+        self._grid, self._folder, self._identities, self._skipped = grid, folder, identities, skipped
+        self._ids = {row: identifier(identity) for row, identity in identities.items()}
+        self._outcomes = {id: found for id in self._ids.values() if (found := folder.outcome(id))}
+
+    @property
+    def waiting(self) -> dict[str, Row]:
+        """The rows of which nothing is known yet, by ID: one of those that are the same computation."""
+        return {id: row for row, id in self._ids.items() if id not in self._outcomes}
+
+    def keep(self, id: str, outcome: str) -> None:
+        """File what became of a row."""
+        row = next(row for row, other in self._ids.items() if other == id)
+        self._outcomes[id] = self._folder.keep(id, self._identities[row], outcome)
+        self.write()
+
+    def fail_what_is_not_worth_it(self) -> None:
+        """The rows of models that could not be measured as they are have failed, too."""
+        failures = {row.model: self._outcomes[id].failure for row, id in self._ids.items() if row.recipe is None}
+        for id, row in self.waiting.items():
+            if failure := failures[row.model]:
+                self._outcomes[id] = Outcome(f"not begun, since the dense model failed: {failure}")
+
+    def write(self) -> Results:
+        """Write what is known so far, in every form."""
+        known = [Entry(row, id, self._outcomes[id]) for row, id in self._ids.items() if id in self._outcomes]
+        results = Results.of(self._grid, known, self._skipped)
+        self._folder.write(results)
+        return results
+
+    def remains(self) -> str:
+        """What a user should know when the work is stopped."""
+        ids = set(self._ids.values())
+        done = sum(not self._outcomes[id].failure for id in ids & self._outcomes.keys())
+        return (
+            f"{done} of {len(ids)} rows are finished in {self._folder.path}; the same command goes on with the others"
+        )
+
+
+def _job(
+    row: Row,
+    identities: Mapping[Row, Mapping[str, Any]],
+    models: Mapping[str, Path],
+    folder: Folder,
+    grid: Grid,
+    keep_models: bool,
+) -> Job:
+    # Its model goes by what it is made of, so that one that was kept serves another protocol.
+    of_model = {key: value for key, value in identities[row].items() if key != "protocol"}
+    return Job(
+        name=str(row),
+        model=str(models[row.model]),
+        recipe=row.recipe,
+        out=str(folder.path / "models" / identifier(of_model)),
+        keep=keep_models,
+        protocol=grid.protocol,
+        tokens=str(folder.path / "tokens"),
+    )
+
+
+def _rows(grid: Grid, subjects: Iterable[Subject]) -> tuple[list[Row], list[Skipped]]:
+    """The rows of all models, and the combinations that make no sense, for all models or for one.
+
+    Raises:
+        InputError: when a model cannot be measured, or a label of the grid makes sense for none of them.
+    """
+    rows: list[Row] = []
+    skipped: list[Skipped] = []
+    possible: set[tuple[int, str]] = set()
+    for subject in subjects:
+        subject.check(grid.protocol)
+        rows += grid.rows(subject.label, grid.dense)
+        for variant in grid.variants:
+            try:
+                subject.check_recipe(variant.recipe)
+            except InputError as error:
+                skipped.append(Skipped(subject.label, variant.labels, str(error)))
+                continue
+            possible.update(enumerate(variant.labels))
+            rows += grid.rows(subject.label, variant)
+    for one in skipped:
+        for place, label in enumerate(one.labels):
+            if (place, label) not in possible:
+                raise InputError(f"no row can have {grid.axes[place]} {label}: {one.reason}")
+    return rows, [*grid.skipped, *skipped]
+
+
+def _identity(subject: Subject, row: Row, grid: Grid, texts: Mapping[str, str | None]) -> dict[str, Any]:
+    """All that what a row comes to depends on, as plain data."""
+    recipe, protocol = row.recipe, grid.protocol
+    return {
+        "model": subject.files,
+        "recipe": recipe.to_dict() if recipe else None,
+        "calibration": texts[recipe.calibration] if recipe and recipe.needs_inputs else None,
+        "protocol": asdict(protocol) | {"version": PROTOCOL, "files": [texts[source] for source in _read(protocol)]},
+        "secateur": __version__,
+    }
+
+
+def _texts(grid: Grid) -> dict[str, str | None]:
+    """SHA-256 of each text and file of tasks, by name; None of what comes from the hub.
+
+    Raises:
+        InputError: when one is not there, as far as that can be told without the hub.
+    """
+    recipes = [variant.recipe for variant in grid.variants if variant.recipe and variant.recipe.needs_inputs]
+    files = {source: local_file(source) for source in (*grid.protocol.data, *(x.calibration for x in recipes))}
+    if grid.protocol.task_files:
+        if not Path(grid.protocol.task_files).is_dir():
+            raise InputError(f"there is no folder {grid.protocol.task_files} (task_files)")
+        files |= {name: Path(name) for name in _read(grid.protocol) if name not in files}
+    return {name: file_digest(path) if path else None for name, path in files.items()}
+
+
+def _read(protocol: Protocol) -> list[str]:
+    """The texts and the files of tasks."""
+    tasks = Path(protocol.task_files).iterdir() if protocol.task_files else ()
+    return [*protocol.data, *sorted(str(path) for path in tasks if path.is_file())]
+
+
+def _at_once(grid: Grid, jobs: int | None, need: int) -> int:
+    """How many rows this machine computes at once, of which each takes about ``need`` bytes."""
+    on_gpus = _computes_on_gpus(grid) and torch.cuda.is_available()
+    number = jobs or (torch.cuda.device_count() if on_gpus else 1)
+    free = free_memory(torch.device("cpu"))
+    fit = max(1, free // need)
+    if not on_gpus and number > fit:
+        warnings.warn(
+            f"{fit} rows at once instead of {number}: each may take {need / 1e9:.1f} GB, and {free / 1e9:.1f} are free",
+            Notice,
+            stacklevel=3,
+        )
+        number = fit
+    return number
+
+
+def _environments(grid: Grid, number: int) -> list[dict[str, str]]:
+    """The environments of so many processes, among which threads and GPUs are shared out."""
+    threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // number))}
+    gpus = torch.cuda.device_count() if _computes_on_gpus(grid) else 0
+    if gpus < 2:
+        return [threads] * number
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    return [threads | {"CUDA_VISIBLE_DEVICES": visible.split(",")[place % gpus]} for place in range(number)]
+
+
+def _computes_on_gpus(grid: Grid) -> bool:
+    """Whether all rows take whichever GPU they are given."""
+    devices = {grid.protocol.device, *(variant.recipe.device for variant in grid.variants if variant.recipe)}
+    return devices <= {"auto", "cuda"}
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--ray needs the package ray: pip install 'secateur[ray]'") from None
+    return ray
