@@ -236,6 +236,8 @@ class Recipe:
     def essence(self) -> "Recipe":
         """The same with options that do nothing here at one value, so that recipes that do the same are equal."""
         idle: dict[str, Any] = {}
+        if isinstance(target := self.target, Unstructured):
+            idle |= {"sparsity": target.sparsity, "scope": target.scope}
         if not self.orders_channels:
             idle |= {"permute": "none", "fold": "exact", "communities": 1}
         if not self.needs_inputs:

@@ -44,15 +44,13 @@ def sweep(
     from secateur.console.sweeps import results_table, sweep_notes
     from secateur.console.terminal import out as terminal
 
-    results = secateur.sweep(
-        grid, out, jobs=jobs, ray=ray, keep_models=keep_models, progress=progress_for(quiet)
-    )
+    results = secateur.sweep(grid, out, jobs=jobs, ray=ray, keep_models=keep_models, progress=progress_for(quiet))
     if json:
         print_json(results.to_dict())
     else:
         terminal.print(results_table(results))
         for note in sweep_notes(results):
             terminal.print(note, markup=False, highlight=False)
-        terminal.print(f"written to {out}/results.json, .csv, .md, .tex", markup=False, highlight=False)
+        terminal.print(f"written to {out}/results.json, .csv, .md, .tex", markup=False, highlight=False, soft_wrap=True)
     if results.failed:
         sys.exit(FAILED_CHECK)

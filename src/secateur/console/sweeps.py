@@ -8,13 +8,16 @@ from secateur.sweeps.tables import table
 
 
 def results_table(results: Results) -> Table:
-    """A row for each model and variant."""
+    """A row for each model and variant; what belongs to one text stands in one cell."""
     found = table(results)
-    shown = Table()
-    for place, column in enumerate(found.columns):
-        shown.add_column(escape(column), justify="left" if place < found.words else "right", overflow="fold")
-    for row, following in zip(found.rows, [*found.rows[1:], None], strict=True):
-        shown.add_row(*map(escape, row), end_section=following is not None and following[0] != row[0])
+    shown = Table(show_lines=any(len(parts) > 1 for parts in found.columns))
+    for place, parts in enumerate(found.columns):
+        words = place < found.words
+        shown.add_column(
+            escape("\n".join(parts)), justify="left" if words else "right", no_wrap=len(parts) > 1, overflow="fold"
+        )
+    for row in found.rows:
+        shown.add_row(*(escape("\n".join(filter(None, parts))) for parts in row))
     return shown
 
 
@@ -25,7 +28,7 @@ def sweep_notes(results: Results) -> list[str]:
         reasons: dict[str, list[str]] = {}
         for one in results.skipped:
             reasons.setdefault(one.reason, []).append(" ".join(filter(None, [one.model, *one.labels])))
-        notes.append(f"{len(results.skipped)} combinations make no sense and were left out:")
+        notes.append(f"{len(results.skipped)} combinations were left out, which make no sense or no difference:")
         notes += [
             f"  {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}"
             for reason, names in reasons.items()

@@ -92,7 +92,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A combination that makes no sense.
+    """A combination that makes no row: it makes no sense, or no difference.
 
     Attributes:
         model: for which model, by its label; None for all.
@@ -132,7 +132,7 @@ class Grid:
         models: what a user calls them, by label.
         axes: the names of the axes.
         variants: the combinations that make sense.
-        skipped: those that do not.
+        skipped: those that do not, and those that are the same as another.
         seeds: of the draw of the samples; none to leave each recipe its own.
         protocol: how every model is measured.
         baseline: labels, by axis, of the variant against which the share of the loss that others prevent is measured;
@@ -227,7 +227,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
 
 
 def _checked_keys(data: Any, known: Sequence[str], where: str) -> dict[str, Any]:
@@ -317,7 +317,8 @@ def _variants(
     axes: Mapping[str, Mapping[str, tuple[Options, Options]]], base: tuple[Options, Options], where: str
 ) -> tuple[tuple[Variant, ...], tuple[Skipped, ...]]:
     """All combinations: those that make sense, and those that do not, unless that is no accident of the product."""
-    variants, skipped = [], []
+    variants: list[Variant] = []
+    skipped: list[Skipped] = []
     for chosen in product(*(labels.items() for labels in axes.values())):
         labels = tuple(label for label, _ in chosen)
         preset = next((preset for _, (preset, _) in chosen if preset), base[0])
@@ -325,6 +326,9 @@ def _variants(
             recipe = Recipe.from_dict(_merged([preset, base[1], *(options for _, (_, options) in chosen)]), "recipe")
         except InputError as error:
             skipped.append(Skipped(None, labels, str(error)))
+            continue
+        if twin := next((other for other in variants if other.recipe and other.recipe.essence == recipe.essence), None):
+            skipped.append(Skipped(None, labels, f"it is the same as {twin}"))
             continue
         variants.append(Variant(labels if any(labels) else (recipe.summary(),), recipe))
     for one in skipped:

@@ -129,7 +129,7 @@ class Results:
         axes: the names of the axes.
         entries: all rows that are finished or have failed, the dense one of each model first.
         summaries: one for each model and variant that has an entry.
-        skipped: combinations that make no sense.
+        skipped: combinations that make no row.
     """
 
     axes: tuple[str, ...]

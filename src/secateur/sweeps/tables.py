@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateur.sweeps.results import Mean, Results, Summary
+from secateur.sweeps.results import Mean, Results, Summary, TextSummary
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -17,40 +17,51 @@ _LATEX = {
 }  # fmt: skip
 
 
+# A column is of one part or several, which a terminal stacks.
+Parts = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells as people read them.
 
     Attributes:
-        columns: the names of the columns.
-        rows: their cells.
+        columns: the names of the columns and of their parts.
+        rows: their cells, each of as many parts.
         words: the number of columns, from the left, that hold words; the others hold numbers.
     """
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: tuple[Parts, ...]
+    rows: tuple[tuple[Parts, ...], ...]
     words: int
 
 
 def table(results: Results) -> Table:
-    """A row for each model and variant. Columns in which nothing would stand are left out.
+    """A row for each model and variant. What no row has is left out.
 
     Of each text the perplexity, with its sample standard deviation over seeds where there are several, its 95 %
     interval, the rise against the dense model and the share of the baseline's rise that is prevented; of each task the
     first metric in percent.
     """
-    names = _short([text.data for text in _first(results, "texts")])
-    columns = ["model", *results.axes]
-    words = len(columns)
-    for name in names:
-        columns += [f"perplexity {name}", "95 %", "rise", "prevented"]
-    columns += [f"{task.task} {task.metric}, %" for task in _first(results, "tasks")]
-    columns += ["sparsity", "retained", "seeds", "seconds", "failed"]
-    rows = [_cells(summary, len(names), len(columns)) for summary in results.summaries]
-    filled = [place for place in range(len(columns)) if place < words or any(row[place] for row in rows)]
-    return Table(
-        tuple(columns[place] for place in filled), tuple(tuple(row[place] for place in filled) for row in rows), words
-    )
+    words = 1 + len(results.axes)
+    texts = [
+        (f"perplexity {name}", "95 %", "rise", "prevented")
+        for name in _short([text.data for text in _first(results, "texts")])
+    ]
+    tasks = [(f"{task.task} {task.metric}, %",) for task in _first(results, "tasks")]
+    columns = [*(("model",), *((axis,) for axis in results.axes)), *texts, *tasks]
+    columns += [("sparsity",), ("retained",), ("seeds",), ("seconds",), ("failed",)]
+    rows = [_cells(summary, columns[words:]) for summary in results.summaries]
+    filled = [
+        [part for part in range(len(names)) if place < words or any(row[place][part] for row in rows)]
+        for place, names in enumerate(columns)
+    ]
+
+    def shown(cells: Sequence[Parts]) -> tuple[Parts, ...]:
+        chosen = (tuple(cell[part] for part in parts) for cell, parts in zip(cells, filled, strict=True))
+        return tuple(cell for cell in chosen if cell)
+
+    return Table(shown(columns), tuple(map(shown, rows)), words)
 
 
 def _first(results: Results, what: str) -> Sequence:  # type: ignore[type-arg]
@@ -58,22 +69,26 @@ def _first(results: Results, what: str) -> Sequence:  # type: ignore[type-arg]
     return next((found for summary in results.summaries if (found := getattr(summary, what))), ())
 
 
-def _cells(summary: Summary, texts: int, columns: int) -> list[str]:
-    cells = [summary.model, *summary.labels]
-    for text in summary.texts:
-        cells += [_perplexity(text.perplexity), _interval(text.low, text.high), _share(text.rise, "+,.1%")]
-        cells.append(_share(text.prevented, ",.0%"))
+def _cells(summary: Summary, numbers: Sequence[Parts]) -> list[Parts]:
+    """The cells of a row, of which all but the first are those of the columns ``numbers``."""
+    found: list[Parts] = [_text(text) for text in summary.texts]
     for task in summary.tasks:
-        score = task.score
-        cells.append(f"{100 * score.value:.1f}" + (f" ± {100 * score.deviation:.1f}" if score.deviation else ""))
-    last = [
+        deviation = f" ± {100 * task.score.deviation:.1f}" if task.score.deviation is not None else ""
+        found.append((f"{100 * task.score.value:.1f}{deviation}",))
+    last = (
         _share(summary.sparsity, ".1%"),
         _share(summary.retained, ".1%"),
         str(summary.rows or ""),
-        f"{summary.seconds:,.0f}" if summary.seconds is not None else "",
+        f"{summary.seconds:,.{0 if summary.seconds >= 10 else 1}f}" if summary.seconds is not None else "",
         "; ".join(dict.fromkeys(summary.failures)),
-    ]
-    return cells + [""] * (columns - len(cells) - len(last)) + last
+    )
+    absent = [("",) * len(names) for names in numbers[len(found) : -len(last)]]  # of a row that failed
+    return [(word,) for word in (summary.model, *summary.labels)] + found + absent + [(cell,) for cell in last]
+
+
+def _text(text: TextSummary) -> Parts:
+    between = _interval(text.low, text.high)
+    return _perplexity(text.perplexity), between, _share(text.rise, "+,.1%"), _share(text.prevented, ",.0%")
 
 
 def _perplexity(mean: Mean) -> str:
@@ -109,10 +124,15 @@ def _short(sources: Sequence[str]) -> list[str]:
 
 def markdown(results: Results) -> str:
     """As a table of Markdown."""
-    found = table(results)
-    rule = ["---"] * found.words + ["---:"] * (len(found.columns) - found.words)
-    lines = [[_in_markdown(cell) for cell in row] for row in (found.columns, *found.rows)]
+    words, rows = _flat(table(results))
+    rule = ["---"] * words + ["---:"] * (len(rows[0]) - words)
+    lines = [[_in_markdown(cell) for cell in row] for row in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in (lines[0], rule, *lines[1:]))
+
+
+def _flat(found: Table) -> tuple[int, list[list[str]]]:
+    """The number of columns of words, and the head and the rows with each part in a column of its own."""
+    return found.words, [[part for cell in row for part in cell] for row in (found.columns, *found.rows)]
 
 
 def _in_markdown(cell: str) -> str:
@@ -121,9 +141,9 @@ def _in_markdown(cell: str) -> str:
 
 def latex(results: Results) -> str:
     """As a ``tabular`` of the booktabs package, with a rule between models."""
-    found = table(results)
-    form = "l" * found.words + "r" * (len(found.columns) - found.words)
-    head, *rows = (" & ".join(map(_in_latex, row)) + r" \\" for row in (found.columns, *found.rows))
+    words, cells = _flat(table(results))
+    form = "l" * words + "r" * (len(cells[0]) - words)
+    head, *rows = (" & ".join(map(_in_latex, row)) + r" \\" for row in cells)
     lines = [rf"\begin{{tabular}}{{{form}}}", r"\toprule", head]
     models = [None, *(summary.model for summary in results.summaries)]
     for row, before, model in zip(rows, models, models[1:], strict=False):
