@@ -112,7 +112,6 @@ def test_a_baseline_is_on_the_other_axes_where_the_row_is():
         (MODELS | {"recipes": ["bset"]}, "did you mean 'best'"),
         (MODELS | {"recipes": {"dense": {}}}, "give another name"),
         (MODELS | {"recipes": {"x": {"score": "best"}}}, "no row can have recipe x: recipe: Invalid enum value 'best'"),
-        (MODELS | {"recipes": {"x": {}, "y": {"seed": 0}}}, "no row can have recipe y: it is the same as x"),
         (MODELS | {"grid": {"scor": ["ria"]}}, "grid has an unknown key 'scor'; did you mean 'score'"),
         (MODELS | {"grid": {"score": []}}, "score has no values"),
         (MODELS | {"grid": {"score": ["ria", "ria"]}}, "lists a value twice"),

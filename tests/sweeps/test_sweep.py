@@ -98,8 +98,12 @@ def test_a_grid_that_has_changed_computes_what_is_new(grid, tmp_path):
 
 
 def test_models_that_are_kept_serve_another_protocol(grid, tmp_path, monkeypatch):
-    secateur.sweep(grid, tmp_path / "out", keep_models=True, executor=here([]))
-    assert len(list((tmp_path / "out" / "models").iterdir())) == 3
+    seen: list[str] = []
+    secateur.sweep(grid, tmp_path / "out", executor=here([]))
+    results = secateur.sweep(grid, tmp_path / "out", keep_models=True, executor=here(seen))
+    assert len(seen) == 3  # their models are not there any more
+    folders = [entry.model for entry in results.entries if entry.model]
+    assert sorted(folders) == sorted((tmp_path / "out" / "models").iterdir())
     monkeypatch.setattr("secateur.sweeps.work.prune", None)
     grid["evaluate"]["window"] = 32
     results = secateur.sweep(grid, tmp_path / "out", keep_models=True, executor=here([]))

@@ -318,24 +318,32 @@ def _variants(
 ) -> tuple[tuple[Variant, ...], tuple[Skipped, ...]]:
     """All combinations: those that make sense, and those that do not, unless that is no accident of the product."""
     variants: list[Variant] = []
-    skipped: list[Skipped] = []
+    senseless: list[Skipped] = []
+    same: list[Skipped] = []
     for chosen in product(*(labels.items() for labels in axes.values())):
         labels = tuple(label for label, _ in chosen)
         preset = next((preset for _, (preset, _) in chosen if preset), base[0])
         try:
             recipe = Recipe.from_dict(_merged([preset, base[1], *(options for _, (_, options) in chosen)]), "recipe")
         except InputError as error:
-            skipped.append(Skipped(None, labels, str(error)))
+            senseless.append(Skipped(None, labels, str(error)))
             continue
-        if twin := next((other for other in variants if other.recipe and other.recipe.essence == recipe.essence), None):
-            skipped.append(Skipped(None, labels, f"it is the same as {twin}"))
-            continue
-        variants.append(Variant(labels if any(labels) else (recipe.summary(),), recipe))
-    for one in skipped:
+        if twin := next((one for one in variants if one.recipe and one.recipe.essence == recipe.essence), None):
+            same.append(Skipped(None, labels, f"it is the same as {twin}"))
+        else:
+            variants.append(Variant(labels if any(labels) else (recipe.summary(),), recipe))
+    check_possible(axes.keys(), [*variants, *same], senseless, f"{where}: ")
+    return tuple(variants), (*senseless, *same)
+
+
+def check_possible(
+    axes: Iterable[str], possible: Sequence[Variant | Skipped], senseless: Iterable[Skipped], where: str = ""
+) -> None:
+    """Raise :class:`InputError` if a label is only in combinations that make no sense: that is no accident."""
+    for one in senseless:
         for place, axis in enumerate(axes):
-            if not any(variant.labels[place] == one.labels[place] for variant in variants):
-                raise InputError(f"{where}: no row can have {axis} {one.labels[place]}: {one.reason}")
-    return tuple(variants), tuple(skipped)
+            if not any(other.labels[place] == one.labels[place] for other in possible):
+                raise InputError(f"{where}no row can have {axis} {one.labels[place]}: {one.reason}")
 
 
 def _merged(layers: Iterable[Options]) -> dict[str, Any]:

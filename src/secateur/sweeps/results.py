@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -20,11 +21,13 @@ class Entry:
         row: the row.
         id: what it is filed under: rows that are the same computation share it.
         outcome: what became of it.
+        model: the folder of the pruned model, if models are kept.
     """
 
     row: Row
     id: str
     outcome: Outcome
+    model: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -155,11 +158,11 @@ class Results:
         """All of it as plain data, the same from the same rows."""
         return {
             "axes": self.axes,
-            "summaries": [asdict(one) | {"labels": self._by_axis(one.labels)} for one in self.summaries],
+            "summaries": [asdict(one) | {"labels": self.by_axis(one.labels)} for one in self.summaries],
             "rows": [
                 {
                     "model": entry.row.model,
-                    "labels": self._by_axis(entry.row.variant.labels),
+                    "labels": self.by_axis(entry.row.variant.labels),
                     "seed": entry.row.recipe.seed if entry.row.recipe else None,
                     "recipe": entry.row.recipe.to_dict() if entry.row.recipe else None,
                     "id": entry.id,
@@ -167,10 +170,11 @@ class Results:
                 }
                 for entry in self.entries
             ],
-            "skipped": [asdict(one) | {"labels": self._by_axis(one.labels)} for one in self.skipped],
+            "skipped": [asdict(one) | {"labels": self.by_axis(one.labels)} for one in self.skipped],
         }
 
-    def _by_axis(self, labels: Iterable[str]) -> dict[str, str]:
+    def by_axis(self, labels: Iterable[str]) -> dict[str, str]:
+        """Labels by the names of their axes."""
         return dict(zip(self.axes, labels, strict=True))
 
 

@@ -18,7 +18,7 @@ from secateur.errors import InputError, Notice
 from secateur.progress import Progress
 from secateur.sweeps.executors import Executor, on_ray, processes
 from secateur.sweeps.folder import Folder, claimed, identifier
-from secateur.sweeps.grid import Grid, Protocol, Row, Skipped
+from secateur.sweeps.grid import Grid, Protocol, Row, Skipped, Variant, check_possible
 from secateur.sweeps.results import Entry, Results
 from secateur.sweeps.subjects import Subject
 from secateur.sweeps.work import Job, Outcome, encode
@@ -70,25 +70,25 @@ def sweep(
     identities = {row: _identity(subjects[row.model], row, grid, texts) for row in rows}
     progress = progress or Progress()
     with progress, claimed(Path(out).absolute()) as folder, ExitStack() as stack:
-        ledger = _Ledger(grid, folder, identities, skipped)
+        ledger = _Ledger(grid, folder, identities, skipped, keep_models)
         waiting = ledger.waiting
         if waiting and executor is None:
-            need = max(subjects[row.model].memory(row.recipe) for row in waiting.values())
+            need = max(subjects[row.model].memory(row.recipe) for row in waiting)
             if cluster is None:
                 number = min(_at_once(grid, jobs, need), len(waiting))
                 executor = processes(_environments(grid, number), [folder.lock])
             else:
                 gpus = int(_computes_on_gpus(grid) and torch.cuda.is_available())
                 executor = on_ray(cluster, ray or "", memory=need, gpus=gpus)
-        models = {label: subjects[label].folder(stack, folder.path) for label in {x.model for x in waiting.values()}}
+        models = {label: subjects[label].folder(stack, folder.path) for label in {row.model for row in waiting}}
         progress.start("sweep", max(1, len(waiting)), "rows")
         try:
-            for stage in ("dense", "pruned"):
-                ids = [id for id, row in ledger.waiting.items() if (row.recipe is None) == (stage == "dense")]
-                documents = [encode(_job(waiting[id], identities, models, folder, grid, keep_models)) for id in ids]
-                for place, outcome in executor(documents) if executor and ids else ():
-                    ledger.keep(ids[place], outcome)
-                    progress.at(str(waiting[ids[place]]))
+            for dense in (True, False):
+                todo = [row for row in ledger.waiting if (row.recipe is None) == dense]
+                documents = [encode(ledger.job(row, models[row.model])) for row in todo]
+                for place, outcome in executor(documents) if executor and todo else ():
+                    ledger.keep(todo[place], outcome)
+                    progress.at(str(todo[place]))
                     progress.advance(1)
                 ledger.fail_what_is_not_worth_it()
         except BaseException as error:
@@ -101,34 +101,66 @@ class _Ledger:
     """Which rows there are, and which are finished."""
 
     def __init__(
-        self, grid: Grid, folder: Folder, identities: Mapping[Row, Mapping[str, Any]], skipped: Sequence[Skipped]
+        self,
+        grid: Grid,
+        folder: Folder,
+        identities: Mapping[Row, Mapping[str, Any]],
+        skipped: Sequence[Skipped],
+        keep_models: bool,
     ) -> None:
         self._grid, self._folder, self._identities, self._skipped = grid, folder, identities, skipped
+        self._keep_models = keep_models
         self._ids = {row: identifier(identity) for row, identity in identities.items()}
-        self._outcomes = {id: found for id in self._ids.values() if (found := folder.outcome(id))}
+        # A model goes by what it is made of, so that one that was kept serves another protocol.
+        without = {row: {**identity, "protocol": None} for row, identity in identities.items()}
+        self._models = {row: folder.path / "models" / identifier(identity) for row, identity in without.items()}
+        self._outcomes = {
+            id: found for row, id in self._ids.items() if self._has_model(row) and (found := folder.outcome(id))
+        }
+
+    def _has_model(self, row: Row) -> bool:
+        """Whether its pruned model is there, if it is wanted."""
+        return not self._keep_models or row.recipe is None or self._models[row].exists()
 
     @property
-    def waiting(self) -> dict[str, Row]:
-        """The rows of which nothing is known yet, by ID: one of those that are the same computation."""
-        return {id: row for row, id in self._ids.items() if id not in self._outcomes}
+    def waiting(self) -> list[Row]:
+        """The rows of which nothing is known yet, once where several are one computation."""
+        rows = {id: row for row, id in self._ids.items() if id not in self._outcomes}
+        return list(rows.values())
 
-    def keep(self, id: str, outcome: str) -> None:
+    def job(self, row: Row, model: Path) -> Job:
+        """What is to be done for a row of the model in the folder ``model``."""
+        return Job(
+            name=str(row),
+            model=str(model),
+            recipe=row.recipe,
+            out=str(self._models[row]),
+            keep=self._keep_models,
+            protocol=self._grid.protocol,
+            tokens=str(self._folder.path / "tokens"),
+        )
+
+    def keep(self, row: Row, outcome: str) -> None:
         """File what became of a row."""
-        row = next(row for row, other in self._ids.items() if other == id)
+        id = self._ids[row]
         self._outcomes[id] = self._folder.keep(id, self._identities[row], outcome)
         self.write()
 
     def fail_what_is_not_worth_it(self) -> None:
         """The rows of models that could not be measured as they are have failed, too."""
         failures = {row.model: self._outcomes[id].failure for row, id in self._ids.items() if row.recipe is None}
-        for id, row in self.waiting.items():
+        for row in self.waiting:
             if failure := failures[row.model]:
-                self._outcomes[id] = Outcome(f"not begun, since the dense model failed: {failure}")
+                self._outcomes[self._ids[row]] = Outcome(f"not begun, since the dense model failed: {failure}")
 
     def write(self) -> Results:
         """Write what is known so far, in every form."""
-        known = [Entry(row, id, self._outcomes[id]) for row, id in self._ids.items() if id in self._outcomes]
-        results = Results.of(self._grid, known, self._skipped)
+        entries = [
+            Entry(row, id, self._outcomes[id], self._models[row] if self._keep_models and row.recipe else None)
+            for row, id in self._ids.items()
+            if id in self._outcomes
+        ]
+        results = Results.of(self._grid, entries, self._skipped)
         self._folder.write(results)
         return results
 
@@ -136,30 +168,8 @@ class _Ledger:
         """What a user should know when the work is stopped."""
         ids = set(self._ids.values())
         done = sum(not self._outcomes[id].failure for id in ids & self._outcomes.keys())
-        return (
-            f"{done} of {len(ids)} rows are finished in {self._folder.path}; the same command goes on with the others"
-        )
-
-
-def _job(
-    row: Row,
-    identities: Mapping[Row, Mapping[str, Any]],
-    models: Mapping[str, Path],
-    folder: Folder,
-    grid: Grid,
-    keep_models: bool,
-) -> Job:
-    # Its model goes by what it is made of, so that one that was kept serves another protocol.
-    of_model = {key: value for key, value in identities[row].items() if key != "protocol"}
-    return Job(
-        name=str(row),
-        model=str(models[row.model]),
-        recipe=row.recipe,
-        out=str(folder.path / "models" / identifier(of_model)),
-        keep=keep_models,
-        protocol=grid.protocol,
-        tokens=str(folder.path / "tokens"),
-    )
+        where = self._folder.path
+        return f"{done} of {len(ids)} rows are finished in {where}; the same command goes on with the others"
 
 
 def _rows(grid: Grid, subjects: Iterable[Subject]) -> tuple[list[Row], list[Skipped]]:
@@ -169,8 +179,8 @@ def _rows(grid: Grid, subjects: Iterable[Subject]) -> tuple[list[Row], list[Skip
         InputError: when a model cannot be measured, or a label of the grid makes sense for none of them.
     """
     rows: list[Row] = []
+    possible: list[Variant] = []
     skipped: list[Skipped] = []
-    possible: set[tuple[int, str]] = set()
     for subject in subjects:
         subject.check(grid.protocol)
         rows += grid.rows(subject.label, grid.dense)
@@ -179,13 +189,10 @@ def _rows(grid: Grid, subjects: Iterable[Subject]) -> tuple[list[Row], list[Skip
                 subject.check_recipe(variant.recipe)
             except InputError as error:
                 skipped.append(Skipped(subject.label, variant.labels, str(error)))
-                continue
-            possible.update(enumerate(variant.labels))
-            rows += grid.rows(subject.label, variant)
-    for one in skipped:
-        for place, label in enumerate(one.labels):
-            if (place, label) not in possible:
-                raise InputError(f"no row can have {grid.axes[place]} {label}: {one.reason}")
+            else:
+                possible.append(variant)
+                rows += grid.rows(subject.label, variant)
+    check_possible(grid.axes, possible, skipped)
     return rows, [*grid.skipped, *skipped]
 
 
