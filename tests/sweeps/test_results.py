@@ -51,7 +51,7 @@ def evaluation(nll):
     return Evaluation("m", "float32", (text,), (task,))
 
 
-PRUNING = Pruning("ria 50 %", 0.5, 0.8, 0.85, None, {"reconstruct": (2, 3)}, {"score": 1.0}, "float32", {})
+PRUNING = Pruning("ria 50 %", 0.5, 0.8, None, {"reconstruct": (2, 3)}, {"score": 1.0}, "float32", {})
 
 
 def compared(*models):

@@ -263,7 +263,7 @@ def stand_in(tmp_path, monkeypatch):
         "    if 'die' in line: os.kill(os.getpid(), 9)\n"
         "    failure = 'no' if 'fail' in line else None\n"
         "    versions = {'process': str(os.getpid()), 'place': os.environ['PLACE']}\n"
-        "    pruning = dict(method='', sparsity=0, retained=0, unstructured=0, relative_error=None, steps={},\n"
+        "    pruning = dict(method='', sparsity=0, retained=0, relative_error=None, steps={},\n"
         "        seconds={}, computed_in='', versions=versions)\n"
         "    print(json.dumps(dict(failure=failure, pruning=pruning, evaluation=None, seconds=0)), flush=True)\n"
     )

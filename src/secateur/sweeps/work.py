@@ -54,7 +54,6 @@ class Pruning:
         method: the recipe in a few words.
         sparsity: share of the weights of its pruned linears that are zero.
         retained: share of the score that is kept, the mean over linears.
-        unstructured: the same of what unstructured sparsity would retain.
         relative_error: of a linear's outputs on its calibration inputs, the mean over linears; None if there were none.
         steps: by step, on how many reader groups the guard kept it, and of how many.
         seconds: by stage.
@@ -65,7 +64,6 @@ class Pruning:
     method: str
     sparsity: float
     retained: float
-    unstructured: float
     relative_error: float | None
     steps: dict[str, tuple[int, int]]
     seconds: dict[str, float]
@@ -82,7 +80,6 @@ class Pruning:
             method=manifest["method"],
             sparsity=manifest["sparsity"],
             retained=fmean(layer["retained"] for layer in layers),
-            unstructured=fmean(layer["unstructured"] for layer in layers),
             relative_error=fmean(errors) if None not in errors else None,
             steps={step: (sum(found), len(found)) for step, found in kept.items()},
             seconds=manifest["seconds"],
