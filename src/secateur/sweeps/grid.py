@@ -23,6 +23,7 @@ the other axes. So ``base`` says what all rows have in common, and a recipe only
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from secateur.errors import InputError
 from secateur.files import read_text
 from secateur.recipe import Recipe
 
+MOST_VARIANTS = 10_000
 RECIPE, DENSE = "recipe", "dense"
 _KEYS = ("models", "base", "recipes", "grid", "seeds", "evaluate", "baseline")
 _OPTIONS = tuple(field.name for field in dataclasses.fields(Recipe))
@@ -173,9 +175,8 @@ class Grid:
         """
         given = _checked_keys(data, _KEYS, where)
         models = given.get("models") or []
-        named = {str(label): str(model) for label, model in models.items()} if isinstance(models, dict) else None
-        if named is None:
-            named = {str(model): str(model) for model in _list(models, f"{where}: models")}
+        listed = models if isinstance(models, dict) else {one: one for one in _words(models, f"{where}: models")}
+        named = {str(label): _words([model], f"{where}: models")[0] for label, model in listed.items()}
         if not named:
             raise InputError(f"{where} names no models")
         axes = _axes(given, where)
@@ -243,10 +244,21 @@ def _checked_keys(data: Any, known: Sequence[str], where: str) -> dict[str, Any]
     return named
 
 
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list | tuple):
+def _words(values: Any, where: str) -> list[str]:
+    """A list of plain values, each as the table shows it."""
+    if not isinstance(values, list | tuple):
         raise InputError(f"{where} is not a list")
-    return list(value)
+    return [_label(value, where) for value in values]
+
+
+def _label(value: Any, where: str) -> str:
+    if isinstance(value, list | tuple) and not any(isinstance(one, list | tuple) for one in value):
+        return ", ".join(_words(value, where)) or "none"
+    if not isinstance(value, str | int | float | None):
+        raise InputError(f"{where}: {type(value).__name__} is no kind of value to choose from")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def _options(value: Any, where: str) -> tuple[Options, Options]:
@@ -256,7 +268,7 @@ def _options(value: Any, where: str) -> tuple[Options, Options]:
     given = _checked_keys(value or {}, ("preset", *_OPTIONS), where)
     if (preset := given.pop("preset", None)) is None:
         return {}, given
-    recipe = Recipe.load(str(preset))
+    recipe = Recipe.load(_label(preset, where))
     unlike_default = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(Recipe)}
     return {name: value for name, value in unlike_default.items() if value != getattr(Recipe(), name)}, given
 
@@ -266,7 +278,7 @@ def _axes(given: Mapping[str, Any], where: str) -> dict[str, dict[str, tuple[Opt
     axes: dict[str, dict[str, tuple[Options, Options]]] = {}
     recipes = given.get("recipes")
     if isinstance(recipes, list | tuple):
-        recipes = {str(name): str(name) for name in recipes}
+        recipes = {name: name for name in _words(recipes, f"{where}: recipes")}
     if recipes is not None:
         axes[RECIPE] = _labelled(recipes, f"{where}: recipes")
     set_by: dict[str, str] = {}
@@ -277,7 +289,7 @@ def _axes(given: Mapping[str, Any], where: str) -> dict[str, dict[str, tuple[Opt
         if isinstance(values, list | tuple):
             _checked_keys({key: None}, _OPTIONS, f"{where}: grid")
             labelled: dict[str, tuple[Options, Options]] = {
-                _label(value): ({}, {key.replace("-", "_"): value}) for value in values
+                _label(value, place): ({}, {key.replace("-", "_"): value}) for value in values
             }
             if len(labelled) != len(values):
                 raise InputError(f"{place} lists a value twice")
@@ -305,14 +317,6 @@ def _labelled(value: Any, where: str) -> dict[str, tuple[Options, Options]]:
     return {label: _options(options, f"{where}: {label}") for label, options in labels.items()}
 
 
-def _label(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
-
-
 def _variants(
     axes: Mapping[str, Mapping[str, tuple[Options, Options]]], base: tuple[Options, Options], where: str
 ) -> tuple[tuple[Variant, ...], tuple[Skipped, ...]]:
@@ -320,6 +324,8 @@ def _variants(
     variants: list[Variant] = []
     senseless: list[Skipped] = []
     same: list[Skipped] = []
+    if (number := math.prod(map(len, axes.values()))) > MOST_VARIANTS:
+        raise InputError(f"{where} makes {number:,} combinations, and nobody waits for more than {MOST_VARIANTS:,}")
     for chosen in product(*(labels.items() for labels in axes.values())):
         labels = tuple(label for label, _ in chosen)
         preset = next((preset for _, (preset, _) in chosen if preset), base[0])
@@ -384,7 +390,7 @@ def _protocol(value: Any, where: str) -> Protocol:
 
 
 def _baseline(value: Any, axes: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, str]:
-    labels = {axis: _label(label) for axis, label in _checked_mapping(value, where).items()}
+    labels = {axis: _label(label, where) for axis, label in _checked_mapping(value, where).items()}
     for axis, label in labels.items():
         known = axes.get(axis)
         if known is None or label not in known:
