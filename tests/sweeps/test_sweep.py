@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -293,7 +292,7 @@ def test_each_process_has_its_environment(stand_in):
 
 def test_processes_end_with_the_sweep(stand_in):
     run = executors.processes([{"PLACE": "0"}])
-    answers: Any = run(["1", "2"])
+    answers = run(["1", "2"])
     _, answer = next(answers)
     answers.close()
     with pytest.raises(ProcessLookupError):

@@ -1,7 +1,7 @@
 """Who computes rows: processes of this machine, or a Ray cluster.
 
 An executor takes jobs as JSON documents and yields, in the order in which they end, the place of each and what became
-of it, as a JSON document as well. Nothing else crosses from one process to another.
+of it, as a JSON document as well. Nothing else crosses from one process to another. Closed, it ends what is under way.
 """
 
 import os
@@ -9,7 +9,7 @@ import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 from secateur.errors import InputError, reason
 from secateur.sweeps.work import Outcome, decode_outcome, encode, work
 
-Executor = Callable[[Sequence[str]], Iterator[tuple[int, str]]]
+Answers = Generator[tuple[int, str], None, None]
+Executor = Callable[[Sequence[str]], Answers]
 
 
 def processes(environments: Sequence[Mapping[str, str]], held: Sequence[int] = ()) -> Executor:
@@ -30,7 +31,7 @@ def processes(environments: Sequence[Mapping[str, str]], held: Sequence[int] = (
         held: descriptors of locks, which the processes hold as long as they live.
     """
 
-    def run(jobs: Sequence[str]) -> Iterator[tuple[int, str]]:
+    def run(jobs: Sequence[str]) -> Answers:
         workers = [_Worker(environment, held) for environment in environments]
         idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in workers:
@@ -122,7 +123,7 @@ def on_ray(ray: ModuleType | Any, address: str, *, memory: int, gpus: int) -> Ex
         InputError: when there is no such cluster.
     """
 
-    def run(jobs: Sequence[str]) -> Iterator[tuple[int, str]]:
+    def run(jobs: Sequence[str]) -> Answers:
         try:
             ray.init(address=address, log_to_driver=False)
         except Exception as error:  # of whatever type

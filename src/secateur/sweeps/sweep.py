@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,12 @@ def sweep(
             for dense in (True, False):
                 todo = [row for row in ledger.waiting if (row.recipe is None) == dense]
                 documents = [encode(ledger.job(row, models[row.model])) for row in todo]
-                for place, outcome in executor(documents) if executor and todo else ():
-                    ledger.keep(todo[place], outcome)
-                    progress.at(str(todo[place]))
-                    progress.advance(1)
+                if executor and todo:
+                    with closing(executor(documents)) as answers:
+                        for place, outcome in answers:
+                            ledger.keep(todo[place], outcome)
+                            progress.at(str(todo[place]))
+                            progress.advance(1)
                 ledger.fail_what_is_not_worth_it()
         except BaseException as error:
             error.add_note(ledger.remains())

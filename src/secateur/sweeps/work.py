@@ -20,7 +20,7 @@ from secateur.evaluation.evaluate import Evaluation, evaluate
 from secateur.files import MOST_BYTES_OF_LISTS, read_object
 from secateur.pruning.folder import prune
 from secateur.recipe import Recipe
-from secateur.sweeps.grid import Protocol
+from secateur.sweeps.grid import DENSE, Protocol
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ def _do(job: Job) -> Outcome:
     if job.recipe and not job.keep:
         shutil.rmtree(out)
     seconds = round(time.perf_counter() - began, 3)
-    return Outcome(pruning=pruned, evaluation=replace(evaluation, model=job.name), seconds=seconds)
+    method = pruned.method if pruned else DENSE  # labels may change, and folders do
+    return Outcome(pruning=pruned, evaluation=replace(evaluation, model=method), seconds=seconds)
 
 
 def _steps(trials: list[dict[str, Any]]) -> list[str]:
