@@ -49,6 +49,15 @@ class TaskScore:
     part_of: str | None
 
 
+def first_metrics(scores: Sequence[TaskScore]) -> list[TaskScore]:
+    """The first metric of each task that is not part of a group."""
+    firsts: dict[str, TaskScore] = {}
+    for score in scores:
+        if score.part_of is None:
+            firsts.setdefault(score.task, score)
+    return list(firsts.values())
+
+
 def find_tasks(names: Sequence[str], files: str | Path | None = None, shots: int | None = None) -> dict[str, Any]:
     """Find tasks and load their questions.
 
