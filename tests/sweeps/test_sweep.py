@@ -85,7 +85,7 @@ def test_finished_rows_are_read_and_make_the_same_files(grid, tmp_path):
 
 def test_a_grid_that_has_changed_computes_what_is_new(grid, tmp_path):
     secateur.sweep(grid, tmp_path / "out", executor=here([]))
-    grid["recipes"] = {"called otherwise": {"score": "ria"}, "wanda": {"score": "wanda"}}
+    grid["recipes"] = {"called otherwise": {"score": "ria", "memory": "8GB"}, "wanda": {"score": "wanda"}}
     grid["models"] = {"renamed": grid["models"]["llama"]}
     seen: list[str] = []
     results = secateur.sweep(grid, tmp_path / "out", executor=here(seen))

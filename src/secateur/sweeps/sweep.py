@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ def _identity(subject: Subject, row: Row, grid: Grid, texts: Mapping[str, str | 
     recipe, protocol = row.recipe, grid.protocol
     return {
         "model": subject.files,
-        "recipe": recipe.to_dict() if recipe else None,
+        "recipe": replace(recipe, memory=None).to_dict() if recipe else None,  # under any bound the bytes are the same
         "calibration": texts[recipe.calibration] if recipe and recipe.needs_inputs else None,
         "protocol": asdict(protocol) | {"version": PROTOCOL, "files": [texts[source] for source in _read(protocol)]},
         "secateur": __version__,
