@@ -21,11 +21,10 @@ from secateur.digests import bytes_digest, tensors_digest
 from secateur.models.blocks import Block, left_dense
 from secateur.models.fold import fold_outer
 from secateur.models.gather import attach_orders
-from secateur.models.spaces import reader_groups
 from secateur.progress import Clock, Progress
 from secateur.pruning.journal import Journal, Setting, command_of
 from secateur.pruning.order import Orderer
-from secateur.pruning.prepare import Samples, Task, draw_samples, prepare
+from secateur.pruning.prepare import Samples, Task, draw_samples, passes, prepare
 from secateur.pruning.result import Results
 from secateur.pruning.visit import Visit
 from secateur.pruning.walk import Prune, Survey, walk
@@ -189,14 +188,11 @@ def _digests(tensors: Mapping[str, Tensor], pruned: Collection[str] = ()) -> dic
 
 def _work(task: Task, samples: Samples, surveys: bool, finished: int) -> tuple[int, str]:
     """How much there is to do, and in which unit: tokens that a block processes, or blocks."""
-    blocks, left = len(task.blocks), task.blocks[finished:]
-    if not samples.batches or not left:
+    blocks = len(task.blocks)
+    if not samples.batches or finished == blocks:
         return blocks * (1 + surveys), "blocks"
-    passes = blocks if task.recipe.one_shot else len(left) + blocks - 1  # the last block is not run again
-    groups = sum(len(reader_groups(block.linears)) for block in left)
-    judged = len(left) + groups * (1 + len(task.recipe.steps)) if samples.held_out else 0
-    surveyed = blocks * (samples.tokens - samples.held_out_tokens) if surveys else 0
-    return passes * samples.tokens + judged * samples.held_out_tokens + surveyed, "tokens"
+    surveyed = blocks * samples.seen_tokens if surveys else 0
+    return surveyed + sum(passes(task, samples, index, finished).tokens for index in range(blocks)), "tokens"
 
 
 @dataclass(frozen=True)

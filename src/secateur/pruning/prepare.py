@@ -12,7 +12,7 @@ from secateur.checkpoint import Source, context_of
 from secateur.digests import digest
 from secateur.errors import InputError
 from secateur.models.blocks import Block, blocks_of, family_of
-from secateur.models.spaces import Family
+from secateur.models.spaces import Family, reader_groups
 from secateur.patterns import Pattern, check_fits
 from secateur.recipe import Recipe
 
@@ -105,6 +105,46 @@ class Samples:
     def held_out_tokens(self) -> int:
         """Tokens that only the guard sees."""
         return sum(batch.numel() for batch in self.batches[len(self.batches) - self.held_out :])
+
+    @property
+    def seen_tokens(self) -> int:
+        """Tokens that statistics are gathered on."""
+        return self.tokens - self.held_out_tokens
+
+
+@dataclass(frozen=True)
+class Passes:
+    """On how many tokens one block is run.
+
+    Attributes:
+        observe: to see what enters its linears. In one-shot mode these tokens move on in the same pass.
+        judge: by the guard: dense, and at each reader group before its steps and after each.
+        advance: to make what enters the next block.
+    """
+
+    observe: int
+    judge: int
+    advance: int
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.observe + self.judge + self.advance
+
+
+def passes(task: Task, samples: Samples, index: int, finished: int = 0) -> Passes:
+    """What the walk that prunes does with block ``index``; an earlier run has ``finished`` so many.
+
+    The guard may have less to do: steps are not tried where nothing is lost.
+    """
+    done, last = index < finished, index + 1 == len(task.blocks)
+    trials = len(reader_groups(task.blocks[index].linears)) * (1 + len(task.recipe.steps))
+    moved_on = samples.seen_tokens if task.recipe.one_shot and not done else 0
+    return Passes(
+        observe=0 if done else samples.seen_tokens,
+        judge=0 if done else (1 + trials) * samples.held_out_tokens,
+        advance=0 if last else samples.tokens - moved_on,
+    )
 
 
 def batch_size(recipe: Recipe) -> int:
