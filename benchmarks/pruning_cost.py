@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
 from secateur import data
-from secateur.pruning.prepare import TOKENS_PER_BATCH
+from secateur.pruning.prepare import batch_size
 from secateur.recipe import Recipe
 
 PEAK = """
@@ -48,7 +48,7 @@ def main() -> None:
     text = data.load_text("demo", "calibration")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     samples = data.calibration_samples(text, tokenizer, args.samples, args.length, 0)
-    batches = samples.split(max(1, TOKENS_PER_BATCH // args.length))
+    batches = samples.split(batch_size(args.length, torch.device("cpu")))
 
     ratios = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():

@@ -3,8 +3,8 @@
     python experiments/table4.py MODEL --calibration c4 --data wikitext2 [--patterns 2:4 4:8]
 
 For Wanda and RIA at each pattern: no permutation, the heuristic, and linear sum assignment in the three
-fold modes. Of each, the perplexity of what was written, the share of the score that is retained, and that
-of what unstructured sparsity would retain, averaged over layers.
+fold modes. Of each, the perplexity of what was written, and the share of the score that is retained, averaged over
+layers.
 """
 
 from itertools import product
@@ -28,7 +28,6 @@ def main() -> None:
             | measured
             | {
                 "retained": round(fmean(layer["retained"] for layer in layers), 4),
-                "unstructured": round(fmean(layer["unstructured"] for layer in layers), 4),
                 "seconds ordering": manifest["seconds"].get("order", 0),
             }
         )

@@ -39,3 +39,9 @@ def families_table(request):
         table: list[list[object]] = [head, ["---"] * len(head), *rows]
         lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table]
         Path(file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def no_fast_bfloat16(monkeypatch):
+    """Compute alike on every processor, but where a test wants its processor's own way."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)

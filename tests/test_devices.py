@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import secateur
-from secateur.devices import full_precision
+from secateur.devices import bfloat16_products, choose_calibration_dtype, choose_dtype, full_precision
+from secateur.digests import tensors_digest
 from secateur.recipe import Recipe
 from tests import pico
 
@@ -57,7 +58,7 @@ def test_what_is_pruned_does_not_depend_on_the_precision_of_products(recipe):
     def digests():
         model = pico.build("llama-gqa-tied")
         manifest = secateur.prune_module(model, list(pico.tokens(8, 64).split(1)), Recipe(pattern="2:4", **recipe))
-        return [(layer["weight_sha256"], layer["relative_error"]) for layer in manifest["layers"]]
+        return tensors_digest(model.state_dict()), [layer["relative_error"] for layer in manifest["layers"]]
 
     expected = digests()
     for coarse in COARSE.values():
@@ -65,3 +66,21 @@ def test_what_is_pruned_does_not_depend_on_the_precision_of_products(recipe):
         assert digests() == expected
     with torch.autocast("cpu", torch.bfloat16):
         assert digests() == expected
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_calibration_runs_in_bfloat16_where_that_is_fast_and_evaluation_does_not(stored, monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose_calibration_dtype("auto", stored, cpu) == choose_dtype("auto", stored, cpu) == torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    fast = torch.float32 if stored == torch.float16 else torch.bfloat16  # float16 reaches less far
+    assert choose_calibration_dtype("auto", stored, cpu) == fast
+    assert choose_calibration_dtype("float32", stored, cpu) == choose_dtype("auto", stored, cpu) == torch.float32
+    assert choose_calibration_dtype("auto", stored, gpu) == stored
+
+
+def test_bfloat16_products_are_for_a_while():
+    before = state()
+    with pytest.raises(KeyError), bfloat16_products():
+        raise KeyError
+    assert state() == before

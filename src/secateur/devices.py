@@ -35,6 +35,24 @@ def choose_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.
     return torch.float32 if device.type == "cpu" else stored
 
 
+def choose_calibration_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The same for calibration samples on their way through a model, which bear rounding: bfloat16 where it is fast.
+
+    What is published of a model is measured as :func:`choose_dtype` has it, whatever the processor.
+    """
+    fast = device.type == "cpu" and has_fast_bfloat16() and stored in (torch.bfloat16, torch.float32)
+    return torch.bfloat16 if name == "auto" and fast else choose_dtype(name, stored, device)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones: where it has AMX.
+
+    There bfloat16 products take 0.26 to 0.37 of the time. With AVX-512's own instructions for bfloat16 the same
+    processor took 0.96 to 1.7 times as long as for float32, with emulated ones 5 times.
+    """
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Multiply float32 matrices in float32 for a while, whatever the process allows: TF32, bfloat16, autocast.
@@ -57,6 +75,24 @@ def full_precision() -> Iterator[None]:
             torch.set_float32_matmul_precision(name)
         for backend, precision in zip(backends, allowed, strict=True):
             backend.fp32_precision = precision
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Multiply float32 matrices whose values are all of bfloat16 as such for a while, summing in float32.
+
+    Nothing is lost: bfloat16, and TF32 on a GPU, hold the factors, and a product of two fits float32. On a CPU with
+    AMX it takes 0.43 of the time.
+    """
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    allowed = cuda.fp32_precision, cpu.fp32_precision
+    cuda.fp32_precision = "tf32"
+    if has_fast_bfloat16():  # elsewhere it is emulated
+        cpu.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        cuda.fp32_precision, cpu.fp32_precision = allowed
 
 
 @contextmanager

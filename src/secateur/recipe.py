@@ -125,7 +125,7 @@ class Recipe:
     """Split the channels into so many parts and search inside each: less work by that factor."""
 
     compare_folds: Annotated[bool, _PERMUTATION] = False
-    """Also report what the other ways to fold would retain."""
+    """Also report what the other ways to fold, and unstructured sparsity, would retain."""
 
     # ---------------------------------------------------------------- Reconstruction
 

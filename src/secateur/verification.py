@@ -139,7 +139,6 @@ class _Layer(msgspec.Struct, frozen=True):
     nonzeros_sha256: str
     weight_sha256: str
     retained: float | None = None
-    unstructured: float | None = None
     relative_error: float | None = None
     score: str | None = None
     tokens: int | None = None

@@ -1,4 +1,5 @@
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
 from secateur import data
+from secateur.checkpoint import Writer
 from secateur.errors import InputError
 from secateur.masks import obeys, select, sparsity_of
 from secateur.models.blocks import family_of
 from secateur.patterns import NM
+from secateur.progress import Progress
+from secateur.pruning import group
+from secateur.pruning import walk as walking
 from secateur.recipe import Recipe
 from secateur.reconstruct.methods import RECONSTRUCTIONS
 from secateur.scores import SCORES
@@ -154,6 +159,50 @@ def test_scores_of_weights_alone_need_no_text(score, tmp_path):
     assert manifest["calibration"] is None
     assert manifest["layers"][0]["relative_error"] is None
     assert manifest["sparsity"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "passes"),
+    [
+        ({"score": "ria"}, 2),
+        ({"score": "ri", "reconstruct": "cg", "guard": False}, 1),  # what reads no inputs is surveyed without
+    ],
+)
+def test_progress_counts_every_token_of_every_pass(setting, passes, tmp_path, recipe):
+    class Counting(Progress):
+        total = done = 0
+
+        def start(self, what, total, unit="tokens"):
+            self.total = total
+
+        def advance(self, amount):
+            self.done += amount
+
+    dense, counting = pico.save("llama-mha", tmp_path / "dense"), Counting()
+    secateur.prune(dense, tmp_path / "out", replace(recipe, pattern="2:4", **setting), progress=counting)
+    tokens, blocks = 6 * 32, 3
+    surveyed = blocks * tokens if passes == 2 else blocks
+    assert counting.done == counting.total == surveyed + (2 * blocks - 1) * tokens
+
+
+def test_a_block_is_written_while_the_next_is_at_work(tmp_path, recipe, monkeypatch):
+    order, write, prune_group = [], Writer.add, group.prune_group
+    working = threading.Event()
+
+    def writing(self, tensors, *args):
+        if any(name.startswith("model.layers.0.") for name in tensors):
+            order.append(working.wait(20))
+        write(self, tensors, *args)
+
+    def pruning(visit, linears, task):
+        if visit.block.prefix == "model.layers.1.":
+            working.set()
+        prune_group(visit, linears, task)
+
+    monkeypatch.setattr(Writer, "add", writing)
+    monkeypatch.setattr(walking, "prune_group", pruning)
+    secateur.prune(pico.save("llama-mha", tmp_path / "dense"), tmp_path / "out", recipe)
+    assert order == [True]
 
 
 def refused(tmp_path, recipe, message, model="dense"):

@@ -205,8 +205,8 @@ def test_threads_batches_and_precision_stay_those_of_the_start(tmp_path, recipe,
 
     real = prepare.draw_samples
     monkeypatch.setattr(folder, "draw_samples", draw)
-    monkeypatch.setattr(journal, "batch_size", lambda _: 1)
-    monkeypatch.setattr(journal, "choose_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(journal, "batch_size", lambda *_: 1)
+    monkeypatch.setattr(journal, "choose_calibration_dtype", lambda *_: torch.bfloat16)
     with threads(1):
         manifest = secateur.prune(dense, tmp_path / "out", recipe, resume=True)
         assert torch.get_num_threads() == 1

@@ -34,6 +34,16 @@ def test_gram_matrices_merge_and_follow_an_order():
     assert torch.equal(chosen.sample, x[:, order])
 
 
+def test_products_of_bfloat16_inputs_lose_nothing(monkeypatch):
+    monkeypatch.undo()  # by whatever this processor has for them
+    x = torch.randn(300, 64).bfloat16()
+    stats = InputStats(64, gram=True)
+    stats.update(x)
+    exact = x.double().T @ x.double()
+    assert stats.gram is not None
+    assert (stats.gram - exact).abs().max() < 1e-6 * exact.max()
+
+
 def test_norm_is_that_of_each_channel_over_all_tokens():
     x = torch.randn(3, 5, 8)
     torch.testing.assert_close(gather(x).norm, x.reshape(-1, 8).norm(dim=0))

@@ -218,7 +218,7 @@ def load_into(module: nn.Module, tensors: dict[str, Tensor], prefix: str, device
     """
     dtypes = {name: p.dtype for name, p in (*module.named_parameters(), *module.named_buffers())}
     state = {
-        (key := name.removeprefix(prefix)): tensor.to(device, dtypes.get(key, tensor.dtype))
+        (key := name.removeprefix(prefix)): tensor.to(device).to(dtypes.get(key, tensor.dtype))
         for name, tensor in tensors.items()
     }
     module.load_state_dict(state, strict=False, assign=True)

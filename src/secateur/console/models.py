@@ -23,18 +23,18 @@ _FOLDS = ("unordered", "exact", "gather", "none")
 def pruning_table(manifest: dict[str, Any]) -> Table:
     """The layers of a ``secateur.json``, one row per linear of a block, averaged over blocks.
 
-    For an N:M pattern the retained score is also given as a share of what unstructured sparsity retains,
-    and with ``compare_folds`` the same for every way to fold, so that the price of each is visible.
+    With ``compare_folds`` the score that every way to fold retains is given as a share of what unstructured sparsity
+    retains, so that the price of each is visible.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     for layer in manifest["layers"]:
         in_block = re.split(r"\.\d+\.", layer["name"])[-1]  # what follows the number of the block
         rows.setdefault(in_block, []).append(layer)
-    folds = sorted(manifest["layers"][0]["folds"], key=_FOLDS.index)
+    folds = [fold for fold in _FOLDS if fold in manifest["layers"][0]["folds"]]
     columns: dict[str, Callable[[dict[str, Any]], float]] = {"score retained": lambda x: x["retained"]}
-    if manifest["recipe"]["pattern"]:
-        columns["of unstructured"] = lambda x: x["retained"] / x["unstructured"]
-    columns |= {f"… {fold}": lambda x, fold=fold: x["folds"][fold] / x["unstructured"] for fold in folds}  # type: ignore[misc]
+    if folds:
+        columns["of unstructured"] = lambda x: x["retained"] / x["folds"]["unstructured"]
+    columns |= {f"… {fold}": lambda x, fold=fold: x["folds"][fold] / x["folds"]["unstructured"] for fold in folds}  # type: ignore[misc]
     if manifest["calibration"]:
         columns["output error"] = lambda x: x["relative_error"]
     table = Table(title=f"{manifest['method']}: {manifest['sparsity']:.1%} of the pruned weights are zero")

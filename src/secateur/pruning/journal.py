@@ -20,7 +20,7 @@ from torch import Tensor
 
 from secateur.calibrate.guard import Trial
 from secateur.checkpoint import Workspace
-from secateur.devices import choose_device, choose_dtype
+from secateur.devices import choose_calibration_dtype, choose_device
 from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.progress import Clock
@@ -62,8 +62,8 @@ class Setting:
         device = choose_device(recipe.device)
         if device.type == "meta":
             raise InputError("device 'meta' has no values to compute with: give auto, cpu or cuda (--device)")
-        dtype = str(choose_dtype(recipe.dtype, stored, device)).removeprefix("torch.")
-        return cls(str(device), dtype, torch.get_num_threads(), batch_size(recipe))
+        dtype = str(choose_calibration_dtype(recipe.dtype, stored, device)).removeprefix("torch.")
+        return cls(str(device), dtype, torch.get_num_threads(), batch_size(recipe.length, device))
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Journal:
         """Whether there is a record of ``block``."""
         return self.work.intact(_record(block))
 
-    def keep(self, block: Block, dense: str, results: Results, clock: Clock) -> None:
-        """Record that a block is finished, whose tensors had the digest ``dense`` before."""
+    def keep(self, block: Block, dense: str, results: Results, seconds: Mapping[str, float]) -> None:
+        """Record that a block is finished, whose tensors had the digest ``dense`` before, after so many seconds."""
         facts = {
             "dense": dense,
             "layers": [dataclasses.asdict(layer) for layer in results.layers],
             "trials": [dataclasses.asdict(trial) for trial in results.trials],
-            "seconds": clock.seconds(),
+            "seconds": dict(seconds),
         }
         with self.work.file(_record(block)) as path:
             save_file(

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from secateur.digests import bytes_digest, nonzeros_digest
 from secateur.masks import retained, select, sparsity_of
-from secateur.patterns import NM, Pattern, Unstructured
+from secateur.patterns import NM, Pattern
 from secateur.permute.orders import find_order, inverse
 from secateur.pruning.result import LayerResult
 from secateur.recipe import Recipe, Step
@@ -24,12 +23,17 @@ NEGLIGIBLE = 1e-6
 
 
 def score_of(name: str, weight: Tensor, stats: InputStats | None, recipe: Recipe) -> Tensor:
-    """The score of the linear ``name``: the recipe's, or RI where too few tokens were seen for it.
+    """The score of the linear ``name``: the recipe's, or RI where that reads inputs and too few were seen for it.
 
     Raises:
         InputError: unless weight and inputs are finite.
     """
-    return compute(recipe.score if sees_enough(stats) else "ri", weight, stats, recipe.alpha, name)
+    return compute(score_name(stats, recipe), weight, stats, recipe.alpha, name)
+
+
+def score_name(stats: InputStats | None, recipe: Recipe) -> str:
+    """The score of a linear of these inputs: see :func:`score_of`."""
+    return recipe.score if sees_enough(stats) or not SCORES[recipe.score].needs_inputs else "ri"
 
 
 def sees_enough(stats: InputStats | None) -> bool:
@@ -66,7 +70,8 @@ class LinearPruning:
         """Choose the mask of the dense ``weight`` as stored."""
         self.name, self._dtype, self._pattern = name, weight.dtype, pattern
         self._recipe, self._informed = recipe, stats is not None and sees_enough(stats)
-        dense = weight.to(device, torch.float32, copy=True)  # what it was copied from will be written to
+        # A copy, since what it comes from will be written to; and across as few bytes as are stored.
+        dense = weight.to(device).to(torch.float32, copy=True)
         score = score_of(name, dense, stats, recipe)
         self.order: Tensor | None = None
         if isinstance(pattern, NM) and recipe.permute != "none" and recipe.fold == "none":
@@ -125,21 +130,16 @@ class LinearPruning:
 
     def result(self) -> LayerResult:
         """What it is now."""
-        pattern, stats = self._pattern, self._stats
-        free = Unstructured(pattern.sparsity, SCORES[self._recipe.score].scope)
-        kept = retained(self._score, self._mask)
+        stats = self._stats
         return LayerResult(
             name=self.name,
             shape=(self.weight.shape[0], self.weight.shape[1]),
             sparsity=sparsity_of(self.weight),
-            retained=kept,
-            unstructured=retained(self._score, select(self._score, free)) if isinstance(pattern, NM) else kept,
+            retained=retained(self._score, self._mask),
             relative_error=relative_error(self._dense, self.stored.float(), stats) if stats and stats.tokens else None,
-            score=self._recipe.score if sees_enough(stats) else "ri",
+            score=score_name(stats, self._recipe),
             tokens=stats.tokens if stats else None,
             dead_channels=stats.dead if stats else None,
-            nonzeros_sha256=nonzeros_digest(self.weight),
-            weight_sha256=bytes_digest(self.weight),
             refused=self._refused,
         )
 

@@ -48,7 +48,7 @@ def prune_module(
     """
     batches = _checked(model, batches)
     recipe, progress, clock = replace(recipe or Recipe(), permute="none"), progress or Progress(), Clock()
-    task, results = prepare(model, recipe), Results()
+    task, results = prepare(model, recipe), list[Results]()
     held_out = max(1, len(batches) // 8) if recipe.held_out else 0
     if recipe.needs_inputs and len(batches) <= held_out:
         raise InputError(
@@ -71,7 +71,7 @@ def prune_module(
         "method": recipe.summary(),
         "recipe": recipe.to_dict(),
         "skipped": task.skipped,
-        **results.report(clock),
+        **Results.of(results).report(clock),
     }
 
 

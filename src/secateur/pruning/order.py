@@ -11,15 +11,17 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from secateur.masks import retained, select
 from secateur.models.blocks import Block
 from secateur.models.fold import by_head, fold_block, join_heads, spread_to_queries
 from secateur.models.gather import ORDER
 from secateur.models.spaces import Linear, Rule, reader_groups
-from secateur.patterns import NM
+from secateur.patterns import NM, Unstructured
 from secateur.permute.orders import inverse, share_kept
 from secateur.pruning.linear import score_of, search_order
 from secateur.pruning.prepare import Task
 from secateur.pruning.visit import Visit
+from secateur.scores import SCORES
 
 # The one order for the whole model is searched on about this many rows, taken evenly from all its readers.
 SURVEYED_ROWS = 16_384
@@ -124,7 +126,7 @@ class Orderer:
     # ---------------------------------------------------------------- what other orders would do
 
     def compare(self, visit: Visit) -> dict[str, dict[str, float]]:
-        """What no order, and orders that this fold mode does not allow, would retain of each linear's score.
+        """What no groups, no order, and orders that this fold mode does not allow, would retain of each linear's score.
 
         Called before the block is ordered. By the full names of linears; the key ``gather`` is there only for readers
         of model-wide spaces: the other orders of that mode are the exact ones.
@@ -139,7 +141,9 @@ class Orderer:
             for name, score in scores.items():
                 alone = self._search([score], [patterns[name]]).to(device)
                 unordered = score if shared is None else score[:, inverse(shared).to(device)]
+                free = Unstructured(patterns[name].sparsity, SCORES[self._task.recipe.score].scope)
                 shares[name] = {
+                    "unstructured": retained(score, select(score, free)),
                     "unordered": share_kept(unordered, patterns[name]),
                     "none": share_kept(score[:, alone], patterns[name]),
                 }

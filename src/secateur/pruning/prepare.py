@@ -16,8 +16,11 @@ from secateur.models.spaces import Family, reader_groups
 from secateur.patterns import Pattern, check_fits
 from secateur.recipe import Recipe
 
-# A forward pass takes as many samples at a time as make about this many tokens.
-TOKENS_PER_BATCH = 2048
+# A forward pass takes as many samples at a time as make about this many tokens. A CPU is busy with one of the usual
+# length, and slower with more, which leave its cache; a GPU waits for launches of small models.
+TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 16384
+# What a pass takes of a GPU's memory for each token in the widest models, generously.
+BYTES_PER_TOKEN = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,12 @@ def passes(task: Task, samples: Samples, index: int, finished: int = 0) -> Passe
     )
 
 
-def batch_size(recipe: Recipe) -> int:
-    """How many samples a forward pass takes."""
-    return max(1, TOKENS_PER_BATCH // recipe.length)
+def batch_size(length: int, device: torch.device) -> int:
+    """How many samples of ``length`` tokens a forward pass takes: the same each time on the same kind of device."""
+    tokens = TOKENS_ON_CPU
+    if device.type == "cuda":
+        tokens = min(TOKENS_ON_GPU, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_TOKEN)
+    return max(1, tokens // length)
 
 
 def draw_samples(source: Source, recipe: Recipe, batch: int, device: torch.device) -> Samples:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,32 +24,30 @@ class LayerResult:
         shape: ``(O, I)``.
         sparsity: the share of its weights that are zero now.
         retained: the share of the total score that its kept weights hold.
-        unstructured: the share that unstructured sparsity of the same degree would hold.
         relative_error: ‖X(W − W′)ᵀ‖ / ‖XWᵀ‖ in the Frobenius norm, over its calibration inputs X or a sample
             of them; None when there were none.
         score: what it was pruned by: the recipe's score, or ri where it saw too few tokens.
         tokens: the number of calibration tokens that it was pruned by, or None.
         dead_channels: the number of its input channels that were zero at all of them, or None.
-        nonzeros_sha256: of where its weights are not zero, as bytes 0 and 1, row by row.
-        weight_sha256: of its weights' bytes as stored.
         refused: the steps that were not taken, because their weights would not be finite in its dtype.
         folds: with ``compare_folds``, the share that other orders would hold, by the name of the fold mode,
-            and ``unordered``.
+            ``unordered``, and ``unstructured``: without groups, at the same sparsity.
+        nonzeros_sha256: of where its weights are not zero, as bytes 0 and 1, row by row; empty until it is written.
+        weight_sha256: of its weights' bytes as stored; empty until it is written.
     """
 
     name: str
     shape: tuple[int, int]
     sparsity: float
     retained: float
-    unstructured: float
     relative_error: float | None
     score: str
     tokens: int | None
     dead_channels: int | None
-    nonzeros_sha256: str
-    weight_sha256: str
     refused: list[str] = field(default_factory=list)
     folds: dict[str, float] = field(default_factory=dict)
+    nonzeros_sha256: str = ""
+    weight_sha256: str = ""
 
 
 @dataclass
@@ -67,12 +66,16 @@ class Results:
     orders: dict[str, Tensor] = field(default_factory=dict)
     unpruned: dict[str, str] = field(default_factory=dict)
 
-    def add(self, more: "Results") -> None:
-        """Append what is known of further blocks."""
-        self.layers += more.layers
-        self.trials += more.trials
-        self.orders |= more.orders
-        self.unpruned |= more.unpruned
+    @classmethod
+    def of(cls, parts: Iterable["Results"]) -> "Results":
+        """All together, in their order."""
+        whole = cls()
+        for part in parts:
+            whole.layers += part.layers
+            whole.trials += part.trials
+            whole.orders |= part.orders
+            whole.unpruned |= part.unpruned
+        return whole
 
     def report(self, clock: Clock) -> dict[str, Any]:
         """The part of the manifest that tells how it went, how long it took, and with which versions."""

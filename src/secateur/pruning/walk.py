@@ -44,7 +44,7 @@ class Store(Protocol):
         """Give the module of ``block`` its tensors as they are now."""
 
     def write(self, visit: Visit) -> None:
-        """Keep the block and its results."""
+        """Keep the block and its results, which may be complete only when the store is finished."""
 
     def restore(self, visit: Visit) -> None:
         """Make the block, its module and its results what an earlier run wrote."""
@@ -99,7 +99,7 @@ class Prune:
     """The work of the walk that prunes: order, prune and write a block.
 
     Attributes:
-        results: of all blocks so far.
+        results: of each block so far.
     """
 
     task: Task
@@ -107,7 +107,7 @@ class Prune:
     store: Store
     progress: Progress
     clock: Clock
-    results: Results
+    results: list[Results]
 
     def __call__(self, visit: Visit) -> None:
         """Order, prune and write a block; one that an earlier run has finished comes back as it was written."""
@@ -116,7 +116,7 @@ class Prune:
         if visit.finished:
             with self.clock("read"):
                 self.store.restore(visit)
-            self.results.add(visit.results)
+            self.results.append(visit.results)
             return
         with self.clock("order"):
             shares = self.orderer.compare(visit) if self.task.recipe.compare_folds else {}
@@ -130,7 +130,7 @@ class Prune:
             visit.results.layers[number] = self._with_folds(layer, shares.get(layer.name))
         with self.clock("write"):
             self.store.write(visit)
-        self.results.add(visit.results)
+        self.results.append(visit.results)
 
     def _with_folds(self, layer: LayerResult, shares: dict[str, float] | None) -> LayerResult:
         """Readers of spaces inside the block retain with gather what they do as folded now."""

@@ -1,10 +1,12 @@
 """What a linear's inputs were like, as sums, so that parts merge exactly into the whole."""
 
+from contextlib import nullcontext
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from secateur.devices import bfloat16_products
 from secateur.stats.gram import Gram, damped, shrunk
 
 
@@ -32,13 +34,15 @@ class InputStats:
         By default there are B of ``(B, ..., I)``, and one of ``(T, I)``, as SparseGPT's authors count.
         """
         x = inputs.detach().reshape(-1, inputs.shape[-1])
-        self.square_sum += x.float().square().sum(0)
+        wide = x.float()
+        self.square_sum += wide.square().sum(0)
         # Rows are counted from the first token of all, so that the size of a batch does not matter.
         self.rows.append(x[-self.tokens % self.stride :: self.stride].clone())
         self.tokens += x.shape[0]
         self.sequences += sequences if sequences is not None else inputs.shape[0] if inputs.ndim > 2 else 1
         if self.gram is not None:
-            self.gram.addmm_(x.float().T, x.float())
+            with bfloat16_products() if x.dtype == torch.bfloat16 else nullcontext():
+                self.gram.addmm_(wide.T, wide)
 
     def select(self, order: Tensor) -> "InputStats":
         """The statistics of the same inputs with their channels in another order, int64 ``(I,)``."""
