@@ -17,7 +17,6 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import secateur
 from secateur.recipe import Recipe
 
 RECIPES = {
@@ -41,7 +40,7 @@ began = time.perf_counter()
 manifest = secateur.prune(model, out, recipe)
 total = time.perf_counter() - began
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
-print(json.dumps([planned["seconds"], planned["memory"]["host"], manifest["seconds"] | {"total": total}, peak]))
+print(json.dumps([planned["seconds"] | {"total": planned["total"]}, planned["memory"]["host"], manifest["seconds"] | {"total": total}, peak]))
 """
 
 
@@ -67,7 +66,6 @@ def compare(model: Path, recipe: Recipe, label: str) -> None:
         line = [sys.executable, "-c", RUN, str(model), f"{home}/out", json.dumps(asdict(recipe))]
         done = subprocess.run(line, capture_output=True, text=True, check=True)
     predicted, memory, measured, peak = json.loads(done.stdout)
-    predicted["total"] = sum(predicted.values())
     print(label)
     for stage, seconds in predicted.items():
         took = measured.get(stage, 0)

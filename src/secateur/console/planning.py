@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from rich.markup import escape
 from rich.table import Table
 
+from secateur.planning.costs import FLOPS
 from secateur.planning.plan import Plan
 
 _LETTERS = " kMGTPE"
@@ -25,12 +26,12 @@ def _work(result: Plan) -> Table:
             if cost.stage == stage:
                 part = parts.setdefault(cost.what, [0.0, 0.0])
                 part[0] += cost.amount / getattr(result.rates, cost.kind)
-                part[1] += cost.amount if cost.kind.startswith("products") else 0
+                part[1] += cost.amount if cost.kind in FLOPS else 0
         for number, (what, (spent, flops)) in enumerate(parts.items()):
             table.add_row(stage if number == 0 else "", what, _scaled(flops) if flops else "", _time(spent))
         if parts:
             table.add_row("", "", "", f"[bold]{_time(seconds)}[/]", end_section=True)
-    table.add_row("all", "", _scaled(sum(result.flops.values())), f"[bold]{_time(sum(result.seconds.values()))}[/]")
+    table.add_row("all", "", _scaled(sum(result.flops.values())), f"[bold]{_time(result.total)}[/]")
     return table
 
 

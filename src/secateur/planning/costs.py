@@ -18,13 +18,17 @@ from secateur.pruning.order import SURVEYED_ROWS
 from secateur.reconstruct import admm, refine, sparsegpt
 from secateur.scores import SCORES
 
+# The kinds that are counted exactly, in floating-point operations.
+FLOPS = ("products", "products32", "grams")
 # How often the elementwise operations of a block read and write the inputs and outputs of its linears: norms, rotary
 # embeddings, activation functions, residuals. Between the 4 of a fused implementation and the 12 of a plain one.
 ELEMENTWISE = 8
 # Operations that a forward pass of a block calls, and for each expert.
 CALLS, CALLS_PER_EXPERT = 70, 8
-# Bytes that are moved per stored weight to check, convert and copy it when a block is read.
+# Bytes that are moved per weight to check, convert and copy it when a block is read.
 READING = 16
+# Reading a tokenizer and a text, and all that is imported for it, takes as long as so many small operations.
+STARTING = 150_000
 # Passes of the search ``lsa`` over the groups after they are grown: between 2 and 8, as long as they gain.
 SEARCH_PASSES = 4
 # A product of all rows of ten steps of conjugate gradient, and of the residual that they start from.
@@ -39,13 +43,15 @@ class Cost:
         stage: of a run: load, read, calibrate, order, prune or write.
         what: it is for, in words.
         kind: the name of the rate, in :class:`~secateur.planning.rates.Rates`, at which it is done.
-        amount: in the unit of that rate.
+        amount: in the unit of that rate, of all processes together.
+        busiest: of it, what the busiest process does.
     """
 
     stage: str
     what: str
     kind: str
     amount: float
+    busiest: float
 
 
 def costs_of(job: Job) -> list[Cost]:
@@ -65,26 +71,28 @@ def _load(job: Job) -> Iterator[Cost]:
     """Build the model without weights, draw the samples, read what lies outside the blocks."""
     outer = job.outer_parameters * job.stored.itemsize
     yield Cost("load", "model without weights", "calls", 100 * sum(1 for _ in job.model.modules()))
-    yield Cost("load", "samples", "tokenized", job.samples.tokens)
+    if job.samples.batches:
+        yield Cost("load", "samples", "calls", STARTING)
+        yield Cost("load", "samples", "tokenized", job.samples.tokens)
     yield Cost("load", "weights", "disk_read", outer)
     yield Cost("load", "weights", "hashed", outer)
 
 
 def _read(job: Job) -> Iterator[Cost]:
-    """Read each block, in the survey as well: check it, take its digest, and give its module the weights."""
+    """Read each block, in the survey as well, check it and take its digest."""
     times = 1 + job.surveys
     for block in job.task.blocks:
         weights = job.block_parameters(block)
         yield Cost("read", "blocks", "disk_read", times * weights * job.stored.itemsize)
         yield Cost("read", "digests", "hashed", times * weights * job.stored.itemsize)
-        yield Cost("read", "conversion", "moved", times * READING * weights)
+        yield Cost("read", "checks", "moved", times * READING * weights)
 
 
 def _write(job: Job) -> Iterator[Cost]:
-    """Write each block and a record of it, and read the file again for its digest; digests of what is not pruned."""
+    """Write each block and a record of it; digests of where weights are zero, of weights, and of the file."""
     pruned = sum(rows * columns for rows, columns in _shapes(job))
     yield Cost("write", "blocks", "disk_write", job.stored_bytes)
-    yield Cost("write", "digests", "hashed", job.stored_bytes + (job.parameters - pruned) * job.stored.itemsize)
+    yield Cost("write", "digests", "hashed", pruned + 2 * job.stored_bytes)
     yield Cost("write", "files", "files", 2 * (1 + len(job.task.blocks)))
 
 
@@ -110,7 +118,7 @@ def _statistics(job: Job, block: Block, tokens: int, gram: bool) -> Iterator[Cos
         seen, columns = share * tokens / job.ranks, job.shape(block, group[0])[1]
         yield Cost("calibrate", "statistics", "moved", 4 * seen * columns * job.computed.itemsize)
         if gram:
-            yield Cost("calibrate", "Gram matrices", "products32", 2 * seen * columns**2)
+            yield Cost("calibrate", "Gram matrices", "grams", 2 * seen * columns**2)
 
 
 def _elementwise(job: Job, block: Block, stage: str, what: str, tokens: float) -> Iterator[Cost]:
@@ -156,8 +164,9 @@ def _order(job: Job) -> Iterator[Cost]:
                     for _ in range(keys):
                         yield from search(job, "order", rows * queries // keys, width)
             if recipe.compare_folds:
-                for rows, columns in shapes:
-                    yield from search(job, "order", rows, columns)
+                yield from search(job, "order", rows, columns)
+                for each, _ in shapes:
+                    yield from search(job, "order", each, columns)
     if surveyed and job.surveys:
         yield from search(job, "order", SURVEYED_ROWS, surveyed)
 
@@ -200,10 +209,8 @@ def _prune(job: Job) -> Iterator[Cost]:
             columns = shapes[0][1]
             for rows, _ in shapes:
                 yield Cost("prune", "scores and masks", "pruned", rows * columns)
-                if isinstance(recipe.target, NM):  # and what an unstructured mask would retain
-                    yield Cost("prune", "scores and masks", "selected", rows * columns)
-                    if recipe.permute != "none" and recipe.fold == "none":
-                        yield from search(job, "prune", rows, columns)
+                if recipe.orders_channels and recipe.fold == "none":
+                    yield from search(job, "prune", rows, columns)
                 if recipe.needs_inputs:
                     yield Cost("prune", "output errors", "products32", _error_flops(job, rows, columns, share))
                 yield Cost("prune", "reconstruction", "products32", _reconstruction_flops(job, rows, columns))

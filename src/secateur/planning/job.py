@@ -12,6 +12,7 @@ from secateur.models.spaces import Linear, reader_groups
 from secateur.planning.sizes import routed_share
 from secateur.pruning.prepare import Passes, Samples, Task, passes
 from secateur.recipe import Recipe
+from secateur.scores import SCORES
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Job:
     @property
     def surveyed(self) -> int:
         """Tokens that every block is run on in the survey."""
-        return self.samples.seen_tokens if self.surveys else 0
+        return self.samples.seen_tokens if self.surveys and SCORES[self.recipe.score].needs_inputs else 0
 
     @property
     def forward_tokens(self) -> int:

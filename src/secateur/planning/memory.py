@@ -44,7 +44,7 @@ def memory_of(job: Job, device: str, process: int) -> Memory:
     stored = {
         "process": process,
         "outside the blocks": 2 * outer * job.stored.itemsize,  # in memory, and the pages of the file
-        "one block": 2 * largest * job.stored.itemsize,  # as it is, and as it is written
+        "three blocks": 3 * largest * job.stored.itemsize,  # one is read, and one written, beside the one at work
     }
     computing = {
         "weights in the model": copied * (outer + largest) * job.computed.itemsize,

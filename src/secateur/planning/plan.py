@@ -8,20 +8,23 @@ import torch
 
 from secateur.benchmark.machine import Machine, this_machine
 from secateur.checkpoint import context_of, outline
-from secateur.devices import DTYPES, choose_device, choose_dtype
+from secateur.devices import DTYPES
 from secateur.errors import InputError
 from secateur.models.blocks import left_dense
 from secateur.patterns import count_kept
-from secateur.planning.costs import Cost, costs_of
+from secateur.planning.costs import FLOPS, Cost, costs_of
 from secateur.planning.job import Job
 from secateur.planning.memory import Memory, memory_of
 from secateur.planning.rates import Rates, measure, read_rate
 from secateur.planning.sizes import Bound, RolePlan, bounds_of, roles_of
+from secateur.pruning.journal import Setting
 from secateur.pruning.order import Orderer
-from secateur.pruning.prepare import Samples, batch_size, prepare
+from secateur.pruning.prepare import TOKENS_ON_CPU, TOKENS_ON_GPU, Samples, prepare
 from secateur.recipe import Recipe
 
-STAGES = ("load", "read", "calibrate", "order", "prune", "write")
+# One after the other, while a thread reads the next block and another one writes the one before.
+COMPUTING = ("calibrate", "order", "prune")
+STAGES = ("load", "read", *COMPUTING, "write")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Plan:
         tokens: that the progress bar counts: over all blocks and passes, those that a block is run on.
         flops: floating-point operations of products of matrices, by what they are for.
         costs: all that is done, stage by stage.
-        seconds: expected, by stage, as ``seconds`` of the manifest has them.
+        seconds: expected, by stage. Blocks are read and written beside the rest.
+        total: seconds from the beginning to the end.
         memory: bytes at the peak.
         disk: bytes on the disk.
         roles: its prunable linears by role.
@@ -79,6 +83,7 @@ class Plan:
     flops: Mapping[str, int]
     costs: list[Cost]
     seconds: Mapping[str, float]
+    total: float
     memory: Memory
     disk: Disk
     roles: list[RolePlan]
@@ -120,12 +125,14 @@ def plan(
     task = prepare(skeleton, recipe)
     stored = skeleton.config.dtype or torch.float32
     if rates is None:
-        device = choose_device(recipe.device)
-        rates = measure(device, choose_dtype(recipe.dtype, stored, device))
+        setting = Setting.choose(recipe, stored, {})
+        rates, batch = measure(torch.device(setting.device), DTYPES[setting.dtype]), setting.batch
+    else:
+        batch = max(1, (TOKENS_ON_CPU if rates.device == "cpu" else TOKENS_ON_GPU) // recipe.length)
     job = Job(
         model=skeleton,
         task=task,
-        samples=_samples(recipe, context_of(skeleton.config)),
+        samples=_samples(recipe, context_of(skeleton.config), batch),
         stored=stored,
         computed=DTYPES[rates.dtype],
         surveys=Orderer(task).needs_survey,
@@ -136,7 +143,7 @@ def plan(
     seconds = dict.fromkeys(STAGES, 0.0)
     for cost in costs:
         seconds[cost.stage] += cost.amount / getattr(rates, cost.kind)
-        if cost.kind.startswith("products"):
+        if cost.kind in FLOPS:
             flops[cost.what] = flops.get(cost.what, 0) + round(cost.amount * ranks)
     linears = [(block, linear) for block in task.blocks for linear in block.linears]
     shapes = [job.shape(*one) for one in linears]
@@ -154,6 +161,9 @@ def plan(
         flops=flops,
         costs=costs,
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
+        total=round(
+            seconds["load"] + max(seconds["read"], seconds["write"], sum(map(seconds.__getitem__, COMPUTING))), 3
+        ),
         memory=memory_of(job, rates.device, rates.process),
         disk=Disk(
             read=job.stored_bytes + job.surveys * (job.stored_bytes - job.outer_parameters * stored.itemsize),
@@ -169,7 +179,7 @@ def plan(
     )
 
 
-def _samples(recipe: Recipe, longest: int | None) -> Samples:
+def _samples(recipe: Recipe, longest: int | None, batch: int) -> Samples:
     """Those that a run draws, on the meta device."""
     if not recipe.needs_inputs:
         return Samples()
@@ -177,6 +187,5 @@ def _samples(recipe: Recipe, longest: int | None) -> Samples:
         raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
     ids = torch.empty(recipe.samples, recipe.length, dtype=torch.int64, device="meta")
     seen, held_out = ids.tensor_split([recipe.samples - recipe.held_out])
-    batch = batch_size(recipe)
     guarding = held_out.split(batch) if recipe.held_out else ()
     return Samples((*seen.split(batch), *guarding), len(guarding))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from secateur.recipe import Recipe
 from secateur.stats.gram import Gram
 from secateur.stats.inputs import InputStats
 
-# Work is repeated until so many seconds are spent on each kind, and the fastest time counts.
+# Work is repeated until so many seconds are spent on each kind, and the median of its times counts.
 SECONDS = 0.2
 # A pass over so many bytes says how fast any number is read; more would only take longer.
 MOST_BYTES = 1 << 30
@@ -40,6 +41,7 @@ class Rates:
         dtype: of forward passes.
         products: FLOPs of products of matrices in that dtype.
         products32: the same in float32.
+        grams: the same of Gram matrices, from inputs in that dtype.
         moved: bytes that elementwise operations on the device read and write.
         calls: small operations, each a call from Python.
         pruned: weights that are scored, masked and digested.
@@ -62,6 +64,7 @@ class Rates:
     dtype: str
     products: float
     products32: float
+    grams: float
     moved: float
     calls: float
     pruned: float
@@ -93,7 +96,7 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) 
     process = psutil.Process().memory_info().rss
 
     def rate(amount: float, work: Callable[[], object]) -> float:
-        """The amount over the shortest of its times, the first one excepted."""
+        """The amount over the median of its times, the first one excepted."""
         work()
         times: list[float] = []
         ends = time.perf_counter() + seconds
@@ -103,7 +106,7 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) 
             work()
             _wait(device)
             times.append(time.perf_counter() - began)
-        return amount / min(times)
+        return amount / statistics.median(times)
 
     def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.randn(shape, device=device).to(dtype)
@@ -127,6 +130,7 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) 
         dtype=str(dtype).removeprefix("torch."),
         products=rate(2 * n**3, lambda: nn.functional.linear(*narrow)),
         products32=rate(2 * n**3, lambda: inputs @ weight),
+        grams=rate(2 * n**3, lambda: InputStats(n, device=device, gram=True).update(narrow[0])),
         moved=rate(2 * block.nbytes, lambda: torch.add(block, 1, out=out)),
         calls=rate(100, lambda: [small + 1 for _ in range(100)]),
         pruned=rate(n * n, lambda: LinearPruning("", weights, recipe.target, stats, recipe, device).result()),
