@@ -3,8 +3,8 @@
     python benchmarks/plan.py MODEL [--samples 16 --length 512] [--recipes ria ria-2:4 best] [--widths 64 256 1024]
 
 Prunes MODEL, and random LLaMAs with its tokenizer, of four blocks and several widths, by several recipes; prints the
-seconds that were predicted and measured by stage, their ratios, and the same of memory, which is the peak of a process of
-its own. Rates are measured anew before each run: on a shared machine they change from minute to minute.
+seconds that were predicted and measured by stage, their ratios, and the same of memory: each run is a process of its own.
+Rates are measured anew before each run: on a shared machine they change from minute to minute.
 """
 
 import argparse
@@ -40,7 +40,8 @@ began = time.perf_counter()
 manifest = secateur.prune(model, out, recipe)
 total = time.perf_counter() - began
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
-print(json.dumps([planned["seconds"] | {"total": planned["total"]}, planned["memory"]["host"], manifest["seconds"] | {"total": total}, peak]))
+predicted = planned["seconds"] | {"total": planned["total"]}
+print(json.dumps([predicted, planned["memory"]["host"], manifest["seconds"] | {"total": total}, peak]))
 """
 
 

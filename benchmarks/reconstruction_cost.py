@@ -72,10 +72,9 @@ def measure(width: int, tokens: int, rounds: int) -> dict[str, object]:
         seconds.setdefault("gram", []).append(time.perf_counter() - began)
         assert stats.gram is not None
         for name, method in methods(weight, mask).items():
-            fresh = InputStats(width)
-            fresh.gram = stats.gram
+            stats.forget()
             began = time.perf_counter()
-            found = method(fresh)
+            found = method(stats)
             seconds.setdefault(name, []).append(time.perf_counter() - began)
             errors[name] = output_error(found, weight, stats.gram)
     medians = {name: statistics.median(times) for name, times in seconds.items()}

@@ -15,8 +15,8 @@ PACKAGE = Path(secateur.__file__).parent
 # One direction: a package, or a module at the top, imports from layers above its own and from itself; inside a layer it
 # may import its neighbours, as long as they do not import it.
 LAYERS = [
-    ["errors", "patterns"],  # words that need no torch
-    ["progress", "devices", "digests", "files"],
+    ["errors", "patterns", "sizes"],  # words that need no torch
+    ["progress", "devices", "digests", "files", "memory"],
     ["masks", "stats", "permute", "scores", "reconstruct"],  # pure functions over tensors
     ["recipe"],  # which of them to use
     ["models", "data"],  # what they work on

@@ -115,6 +115,13 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def resident_memory() -> int:
+    """Bytes of the machine's memory that this process has now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def return_freed_memory() -> None:
     """Give what this process has freed back to the system.
 

@@ -7,7 +7,7 @@ Options come in groups, which ``--help`` shows as well:
 - Permutation: ``permute``, ``fold``, ``communities``, ``compare_folds``
 - Reconstruction: ``reconstruct``, ``refine``, ``guard``
 - Calibration: ``calibration``, ``samples``, ``length``, ``seed``, ``one_shot``
-- Computation: ``device``, ``dtype``
+- Computation: ``device``, ``dtype``, ``memory``
 
 The names of methods are those of their tables (:data:`~secateur.scores.SCORES`,
 :data:`~secateur.permute.searches.SEARCHES`, :data:`~secateur.reconstruct.methods.RECONSTRUCTIONS`). Nothing here
@@ -35,6 +35,7 @@ from secateur.patterns import NM, Pattern, Scope, Unstructured, parse_nm
 from secateur.permute.searches import SEARCHES
 from secateur.reconstruct.methods import RECONSTRUCTIONS
 from secateur.scores import SCORES
+from secateur.sizes import parse_size
 
 if TYPE_CHECKING:  # a type checker cannot look into tables
     ScoreName = str
@@ -165,6 +166,10 @@ class Recipe:
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _COMPUTATION] = "auto"
     """Precision to compute in; auto is float32 on a CPU and the checkpoint's own on a GPU."""
 
+    memory: Annotated[str | None, _COMPUTATION] = None
+    """Memory of this machine that the run may take, such as 8GB; by default nine tenths of what is free. What does not
+    fit waits in a file beside --out. Changes no result."""
+
     def __post_init__(self) -> None:
         if self.score not in SCORES:
             raise InputError(f"score {self.score!r} is none of {', '.join(SCORES)}")
@@ -188,6 +193,8 @@ class Recipe:
             raise InputError("the guard holds out samples: take at least 2 (--samples), or go without (--no-guard)")
         if not 0 <= self.seed < 1 << 63:
             raise InputError(f"seed {self.seed} is not in [0, 2^63)")
+        if self.memory is not None:
+            parse_size(self.memory)
         if self.communities < 1:
             raise InputError(f"{self.communities} communities are too few")
         if isinstance(target := self.target, NM) and target.kept == target.group:  # target refuses what makes no sense
@@ -289,6 +296,8 @@ class Recipe:
             isinstance(data.get("pattern"), int) and data["pattern"] >= 60
         ):  # YAML 1.1 takes a bare 2:4 for a number in base 60
             data["pattern"] = "{}:{}".format(*divmod(data["pattern"], 60))
+        if isinstance(data.get("memory"), int):
+            data["memory"] = str(data["memory"])
         try:
             return msgspec.convert(data, cls)
         except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a character is in no text

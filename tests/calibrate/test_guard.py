@@ -42,14 +42,11 @@ def test_the_error_is_that_of_the_held_out_tokens():
         now = blocks[0].module(inputs, **call)
     share = (now - wanted).norm(dim=-1) / wanted.norm(dim=-1)
     assert guard.error() == pytest.approx(share.square().mean().sqrt().item(), rel=1e-5)
-    stream.advance(0)
-    assert guard.error() == pytest.approx(share.square().mean().sqrt().item(), rel=1e-5)
 
 
 def test_a_harmful_step_is_taken_back(tmp_path, recipe, monkeypatch):
     def spoil(pruning, _):
-        mask, weight = pruning.state
-        pruning.accept(mask, -3 * weight)
+        pruning.accept(pruning.mask, -3 * pruning.changed)
 
     dense = pico.save("llama-gqa-tied", tmp_path / "dense")
     secateur.prune(dense, tmp_path / "plain", recipe)

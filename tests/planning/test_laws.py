@@ -1,8 +1,8 @@
 """What the plan says exactly, against runs of tiny models: tokens, FLOPs, bytes; and how its costs grow."""
 
-import dataclasses
 import json
 from collections import defaultdict
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ import secateur
 from secateur.calibrate.stream import Stream
 from secateur.checkpoint import outline
 from secateur.errors import InputError
-from secateur.planning.costs import costs_of, search
 from secateur.progress import Progress
 from secateur.pruning.linear import LinearPruning
 from secateur.recipe import Recipe
@@ -21,8 +20,8 @@ from secateur.stats.inputs import InputStats
 from tests import pico
 from tests.planning.machines import slow
 
-SETTING = {"samples": 8, "length": 16, "dtype": "float32"}
-RECIPES = [
+SETTING: dict[str, Any] = {"samples": 8, "length": 16, "dtype": "float32"}
+RECIPES: list[dict[str, Any]] = [
     {},
     {"score": "magnitude"},
     {"score": "wanda", "pattern": "2:4"},
@@ -122,7 +121,7 @@ def test_flops_of_experts_are_those_of_the_tokens_that_come_to_them(counted, tex
     model, recipe = pico.save("mixtral", tmp_path / "dense"), recipe_of(text)
     secateur.prune(model, tmp_path / "pruned", recipe)
     planned = plan(model, recipe).flops["forward passes"]
-    assert 0.9 * planned < counted["passes"] <= planned  # a pass that observes ends before the last expert's last product
+    assert 0.9 * planned < counted["passes"] <= planned  # a pass that observes ends before the last expert's output
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,7 +6,7 @@ from torch import nn
 
 from secateur.calibrate.calls import Batch
 from secateur.calibrate.guard import Guard
-from secateur.calibrate.stream import Stream
+from secateur.calibrate.stream import Rooms, Stream
 from secateur.models.blocks import Block
 from secateur.progress import Progress
 from secateur.stats.inputs import InputStats
@@ -31,6 +31,7 @@ class Calibration:
         gram: bool = False,
         one_shot: bool = False,
         progress: Progress | None = None,
+        rooms: Rooms | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -43,11 +44,14 @@ class Calibration:
             one_shot: take all statistics from the model as it is now: samples move on through each block in the pass
                 that observes it.
             progress: is told of the tokens that a block has processed; of the block where there are no samples.
+            rooms: where hidden states and Gram matrices wait; by default without bounds.
         """
         self._model, self._blocks, self._batches = model, blocks, batches
         self._held_out, self._gram, self._one_shot = held_out, gram, one_shot
         self._progress = progress or Progress()
+        self._rooms = rooms
         self._stream: Stream | None = None
+        self._guard: Guard | None = None
 
     def observe(self, index: int, finished: bool = False) -> tuple[dict[str, InputStats], Guard | None]:
         """Statistics by the names of the linears of block ``index``, still dense, and its guard.
@@ -57,21 +61,27 @@ class Calibration:
         if not self._batches:
             return {}, None
         if self._stream is None:
-            self._stream = Stream(self._model, self._blocks, self._batches, self._progress, held_out=self._held_out)
+            self._stream = Stream(
+                self._model, self._blocks, self._batches, self._progress, held_out=self._held_out, rooms=self._rooms
+            )
         if finished:
             if self._one_shot and not self._is_last(index):
                 self._stream.advance(index)
             return {}, None
-        guard = Guard(self._stream, index) if self._held_out else None
+        self._guard = Guard(self._stream, index) if self._held_out else None
         stride = max(1, self._stream.tokens // ERROR_ROWS)
-        return self._stream.observe(index, stride, self._one_shot and not self._is_last(index), self._gram), guard
+        return self._stream.observe(index, stride, self._one_shot and not self._is_last(index), self._gram), self._guard
 
     def advance(self, index: int) -> None:
         """Make what enters the next block, with block ``index`` as it is now."""
         if self._stream is None:
             self._progress.advance(1)
-        elif not self._one_shot and not self._is_last(index):
-            self._stream.advance(index)
+        elif not self._is_last(index):
+            if not self._one_shot:
+                self._stream.advance(index)
+            elif self._guard is not None:  # all other samples moved on when the block was observed
+                self._guard.advance()
+        self._guard = None
 
     def _is_last(self, index: int) -> bool:
         return index + 1 == len(self._blocks)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from secateur.errors import InputError
+from secateur.memory import Shelf
 from secateur.models.blocks import Block
 
 Batch = Tensor | Mapping[str, Any]
@@ -30,14 +31,11 @@ class Call:
 
 
 @torch.no_grad()
-def record(
-    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch]
-) -> tuple[list[Tensor], list[list[Call]]]:
-    """The hidden states that enter the first block, per batch, and the calls, by block and batch.
+def record(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], hidden: Shelf) -> list[list[Call]]:
+    """The calls, by block and batch; ``hidden`` gets the hidden states that enter the first block, per batch.
 
     Calls that do not differ between batches are one object: masks and positions are kept once.
     """
-    hidden: list[Tensor] = []
     calls: list[list[Call]] = [[] for _ in blocks]
     first_output: Any = None
 
@@ -74,11 +72,11 @@ def record(
             except StopForward:
                 continue
             raise InputError(f"{type(model).__name__} did not run its last block, {blocks[-1].prefix[:-1]}")
-    return hidden, calls
+    return calls
 
 
 def real_tokens(
-    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], hidden: Sequence[Tensor]
+    model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], hidden: Shelf
 ) -> list[Tensor | None]:
     """Where batches have tokens and no padding, by their attention masks: bool ``(B, L)``, or None for everywhere.
 

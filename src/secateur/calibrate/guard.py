@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from secateur.calibrate.stream import Stream
+from secateur.memory import Room, Shelf
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,14 @@ class Guard:
         """Run block ``index``, still dense, on the held-out samples."""
         self._stream, self._index = stream, index
         self._batches = range(stream.held_out, len(stream.hidden))
-        self._inputs = [stream.hidden[i] for i in self._batches]
-        self._wanted = self._outputs()
+        self._wanted = Shelf(stream.rooms.states)
+        for batch in self._batches:
+            self._wanted.append(stream.run(index, batch))
+
+    @property
+    def room(self) -> Room:
+        """Where weights that are on trial may wait."""
+        return self._stream.rooms.statistics
 
     def error(self) -> float:
         """The error of the block's output as it is now: ‖y − y₀‖ / ‖y₀‖ of each token, root mean square over tokens.
@@ -48,11 +54,14 @@ class Guard:
         hidden states a hundred times larger than the rest, and would be all that counts otherwise.
         """
         errors = []
-        for batch, now, wanted in zip(self._batches, self._outputs(), self._wanted, strict=True):
+        for batch, wanted in zip(self._batches, self._wanted, strict=True):
+            now = self._stream.run(self._index, batch)
             error = (now - wanted).float().norm(dim=-1) / wanted.float().norm(dim=-1).clamp_min(1e-12)
             real = self._stream.real[batch]
             errors.append((error if real is None else error[real]).square().flatten())
         return torch.cat(errors).mean().sqrt().item()
 
-    def _outputs(self) -> list[Tensor]:
-        return [self._stream.run(self._index, i, x) for i, x in zip(self._batches, self._inputs, strict=True)]
+    def advance(self) -> None:
+        """Move the held-out samples on as the dense block did."""
+        for batch, wanted in zip(self._batches, self._wanted, strict=True):
+            self._stream.hidden[batch] = wanted

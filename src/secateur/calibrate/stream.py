@@ -5,8 +5,11 @@ that it passes to each block. From then on each block is called by itself, with 
 on hidden states that are kept here: no signature of any transformers version is assumed.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,21 +18,36 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.calibrate.calls import UNPADDED, Batch, StopForward, real_tokens, record
 from secateur.errors import InputError
+from secateur.memory import Room, Shelf
 from secateur.models.blocks import Block
-from secateur.models.spaces import reader_groups
+from secateur.models.spaces import Linear, reader_groups
 from secateur.progress import Progress
-from secateur.stats.inputs import InputStats
+from secateur.stats.inputs import InputStats, gram_bytes
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """Where what a walk keeps may wait; see :class:`~secateur.memory.Room`.
+
+    Attributes:
+        states: for hidden states.
+        statistics: for Gram matrices, and for weights between two steps.
+    """
+
+    states: Room = field(default_factory=Room)
+    statistics: Room = field(default_factory=Room)
 
 
 class Stream:
     """Hidden states of all calibration batches, now before block 0 and moved on block by block.
 
     Attributes:
-        hidden: per batch, what enters the next block: ``(B, L, H)``.
+        hidden: per batch, what enters the next block: ``(B, L, H)``. It lies where there is room.
         real: per batch, where it has a token and no padding, bool ``(B, L)``; None where there is no padding. What
             is padding moves along, and counts in no statistic.
         tokens: the number of tokens that statistics are gathered on.
         held_out: the number of the first batch that no statistic sees.
+        rooms: where hidden states wait, and Gram matrices.
     """
 
     def __init__(
@@ -40,6 +58,7 @@ class Stream:
         progress: Progress | None = None,
         *,
         held_out: int = 0,
+        rooms: Rooms | None = None,
     ) -> None:
         """Embed the batches and record how the model calls its blocks.
 
@@ -48,6 +67,7 @@ class Stream:
             batches: token ids, ``(B, L)`` int64 each; or what else the model is called with, by name. An
                 ``attention_mask`` ``(B, L)`` among that says what is padding.
             held_out: so many of the last batches move along but count in no statistic.
+            rooms: by default without bounds.
 
         Raises:
             InputError: when the model does not run its blocks as a stream needs it, or it is not known where a batch
@@ -56,9 +76,11 @@ class Stream:
         self.blocks = blocks
         self.progress = progress or Progress()
         self.held_out = len(batches) - held_out
-        self.hidden, self._calls = record(model, blocks, batches)
+        self.rooms = rooms or Rooms()
+        self.hidden = Shelf(self.rooms.states)
+        self._calls = record(model, blocks, batches, self.hidden)
         self.real = real_tokens(model, blocks, batches, self.hidden)
-        counted = zip(self.hidden[: self.held_out], self.real, strict=False)
+        counted = zip(islice(self.hidden, self.held_out), self.real, strict=False)
         self.tokens = sum(int(real.sum()) if real is not None else x[..., 0].numel() for x, real in counted)
 
     def observe(
@@ -70,32 +92,43 @@ class Stream:
 
         Args:
             stride: keep every ``stride``-th input row as a sample.
-            keep_output: move the hidden states on through the block in the same pass. Without, a pass
-                ends as soon as every linear has seen its input: nobody reads the last one's output. The first goes to
-                its end all the same, and so do all in a block that uses a linear twice.
-            gram: gather Gram matrices as well.
+            keep_output: move the hidden states of what is not held out on through the block in the same pass. Without,
+                a pass ends as soon as every linear has seen its input: nobody reads the last one's output. The first
+                goes to its end all the same, and so do all in a block that uses a linear twice.
+            gram: gather Gram matrices as well. Where there is no room for all of them at once there are more passes,
+                each for some of the places, whose matrices are put aside after it.
         """
+        parts = in_parts(self.blocks[index], self.rooms.statistics.left if gram else math.inf)
+        stats: dict[str, InputStats] = {}
+        for part in parts:
+            last = part is parts[-1]
+            seen = self._observe(index, part, stride, keep_output and last, gram)
+            for group in part:
+                seen[group[0].name].put_away(self.rooms.statistics, aside=not last)
+            stats |= seen
+        return stats
+
+    def _observe(
+        self, index: int, groups: Sequence[Sequence[Linear]], stride: int, keep_output: bool, gram: bool
+    ) -> dict[str, InputStats]:
+        """Statistics of what enters some of the linears, in one pass."""
         block = self.blocks[index]
-        stats = _empty_stats(block, stride, gram)
-        with _Watch(block, stats, stop_early=not keep_output) as watch:
+        stats = _empty_stats(block, groups, stride, gram)
+        with _Watch(block, groups, stats, stop_early=not keep_output) as watch:
             for i in range(self.held_out):
-                watch.begin(len(self.hidden[i]), self.real[i])
+                states = self.hidden[i]
+                watch.begin(len(states), self.real[i])
                 try:
-                    output = self.run(index, i)
+                    output = self.run(index, i, states)
                 except StopForward:
                     continue
                 if keep_output:
                     self.hidden[i] = output
-        if keep_output:
-            self._advance(index, self.held_out)
         return stats
 
     def advance(self, index: int) -> None:
         """Move the hidden states on through block ``index`` as it is now."""
-        self._advance(index, 0)
-
-    def _advance(self, index: int, first: int) -> None:
-        for i in range(first, len(self.hidden)):
+        for i in range(len(self.hidden)):
             self.hidden[i] = self.run(index, i)
 
     @torch.no_grad()
@@ -117,11 +150,13 @@ class _Watch(TorchFunctionMode):
     experts that some module multiplies with by itself.
     """
 
-    def __init__(self, block: Block, stats: dict[str, InputStats], stop_early: bool) -> None:
+    def __init__(
+        self, block: Block, groups: Sequence[Sequence[Linear]], stats: dict[str, InputStats], stop_early: bool
+    ) -> None:
         super().__init__()
         self._stats, self._stop_early, self._ends = stats, stop_early, False
-        self._linears = {block.weight(linear).data_ptr(): linear.name for linear in block.linears}
-        self._gathers = {group[0].name for group in reader_groups(block.linears)}
+        self._linears = {block.weight(linear).data_ptr(): linear.name for group in groups for linear in group}
+        self._gathers = {group[0].name for group in groups}
         self._uses: Counter[str] = Counter()  # in this pass
         self.begin(1, None)
 
@@ -174,10 +209,27 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
 }
 
 
-def _empty_stats(block: Block, stride: int, gram: bool) -> dict[str, InputStats]:
+def in_parts(block: Block, room: float) -> list[list[list[Linear]]]:
+    """The reader groups of a block, in as few parts as there must be for the Gram matrices of one to fit in ``room``.
+
+    A part is at least one group, even where it has more than ``room`` bytes.
+    """
+    parts: list[list[list[Linear]]] = []
+    left = 0.0
+    for group in reader_groups(block.linears):
+        size = gram_bytes(block.weight(group[0]).shape[1])
+        if not parts or size > left:
+            parts.append([])
+            left = room
+        parts[-1].append(group)
+        left -= size
+    return parts
+
+
+def _empty_stats(block: Block, groups: Sequence[Sequence[Linear]], stride: int, gram: bool) -> dict[str, InputStats]:
     """By the names of the linears of ``block``, statistics to fill: one object for each place where they read."""
     stats: dict[str, InputStats] = {}
-    for group in reader_groups(block.linears):
+    for group in groups:
         weight = block.weight(group[0])
         shared = InputStats(weight.shape[1], stride, weight.device, gram)
         stats |= dict.fromkeys((linear.name for linear in group), shared)

@@ -111,6 +111,11 @@ class Source:
             raise InputError(f"{self.folder}: the experts of {name} differ in shape, or one of them lacks a part")
         return (len(layers), *shapes.pop())
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The type in which the tensor ``name`` is stored."""
+        types = {self.held[part].dtype for part in self.stacks.parts(name)}
+        return max((_DTYPES.get(kind, torch.float32) for kind in types), key=lambda dtype: dtype.itemsize)
+
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The tensors of these names, in the dtype in which they are stored, on the CPU.
 
@@ -142,6 +147,9 @@ class Source:
         """The model's tokenizer; raises :class:`InputError` when the folder has none."""
         with naming(self.folder):
             return AutoTokenizer.from_pretrained(self.folder, config=self.config, trust_remote_code=False)
+
+
+_DTYPES = {name: getattr(torch, dtype) for dtype, name in FLOATS.items()}
 
 
 class _Index(msgspec.Struct, frozen=True):

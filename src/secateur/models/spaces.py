@@ -79,6 +79,18 @@ def reader_groups(linears: Iterable[Linear]) -> list[list[Linear]]:
     return list(groups.values())
 
 
+def judged_together(linears: Iterable[Linear]) -> list[list[Linear]]:
+    """Reader groups, in order of first appearance, but all experts of one stack as one group.
+
+    Each expert sees few of the tokens, and a trial runs the whole block: one for each expert would cost far more than
+    what it judges.
+    """
+    groups: dict[tuple[str, ...], list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault((linear.stack,) if linear.stack else linear.place, []).append(linear)
+    return list(groups.values())
+
+
 @dataclass(frozen=True)
 class Carrier:
     """A tensor, other than a linear's weight and bias, one of whose dimensions is a channel space."""

@@ -5,14 +5,19 @@ is the sum of its amounts over their rates. Stages are those of a manifest's ``s
 floating-point operation are counted exactly: a multiplication and an addition are two. The others are what counts of
 a routine: the passes over a weight that a score and a mask take are one amount, and one rate, measured together.
 
+Processes that prune together (*ranks*) share the samples, and are dealt the reader groups and spaces of each block; all
+read, and one writes.
+
 Notation: O and I are rows and columns of a weight, T tokens, R rows of a score, M channels of a group, K = I/M groups.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from secateur.models.blocks import Block
+from secateur.models.spaces import Linear
 from secateur.patterns import NM
+from secateur.permute import lsa, shortlist
 from secateur.planning.job import Job
 from secateur.pruning.order import SURVEYED_ROWS
 from secateur.reconstruct import admm, refine, sparsegpt
@@ -20,18 +25,23 @@ from secateur.scores import SCORES
 
 # The kinds that are counted exactly, in floating-point operations.
 FLOPS = ("products", "products32", "grams")
+
+# What follows is about as often as it is: bytes that elementwise operations move, operations that are called.
 # How often the elementwise operations of a block read and write the inputs and outputs of its linears: norms, rotary
 # embeddings, activation functions, residuals. Between the 4 of a fused implementation and the 12 of a plain one.
 ELEMENTWISE = 8
 # Operations that a forward pass of a block calls, and for each expert.
 CALLS, CALLS_PER_EXPERT = 70, 8
-# Bytes that are moved per weight to check, convert and copy it when a block is read.
-READING = 16
+# Bytes that are moved per weight to check a block that is read.
+CHECKED = 8
 # Reading a tokenizer and a text, and all that is imported for it, takes as long as so many small operations.
 STARTING = 150_000
-# Passes of the search ``lsa`` over the groups after they are grown: between 2 and 8, as long as they gain.
-SEARCH_PASSES = 4
-# A product of all rows of ten steps of conjugate gradient, and of the residual that they start from.
+# To score a weight is this share of scoring it, masking it and looking at the result.
+SCORING = 1 / 3
+# Passes of the search ``lsa`` after groups are grown: from 1 to 8, as long as they gain. Bytes that it moves to value a
+# group, for each row; and operations that it calls to reassign a slot.
+SEARCH_PASSES, VALUED, CALLS_PER_SLOT = 2, 500, 150
+# Products of all rows: ten steps of conjugate gradient, and the residual that they start from.
 CG = 11
 
 
@@ -54,139 +64,174 @@ class Cost:
     busiest: float
 
 
+# What for, of which kind, and how much.
+Work = tuple[str, str, float]
+
+
 def costs_of(job: Job) -> list[Cost]:
     """All that a run does: a cost for each stage, purpose and kind."""
-    totals: dict[tuple[str, str, str], float] = {}
-    for stage in (_load, _read, _calibrate, _order, _prune, _write):
-        for cost in stage(job):
-            key = (cost.stage, cost.what, cost.kind)
-            totals[key] = totals.get(key, 0) + cost.amount
-    return [Cost(*key, amount) for key, amount in totals.items() if amount]
+    totals: dict[tuple[str, str, str], tuple[float, float]] = {}
+
+    def add(stage: str, works: Iterable[Work], busiest: float) -> None:
+        for what, kind, amount in works:
+            before = totals.get((stage, what, kind), (0.0, 0.0))
+            totals[stage, what, kind] = before[0] + amount, before[1] + busiest * amount
+
+    add("load", _load(job), 1)
+    add("read", _read(job), 1)
+    add("write", _write(job), 1)
+    add("order", _shared_order(job), 1)
+    for index, block in enumerate(job.task.blocks):
+        add("calibrate", _calibrate(job, index), 1 / job.ranks)
+        add("order", _fold(job, block), 1)
+        spaces = [list(works) for works in _order(job, block)]
+        for works in spaces:
+            add("order", works, _dealt([len(works) > 0 for works in spaces], job.ranks))
+        add("prune", _judge(job, index), 1 / job.ranks)
+        groups = list(job.groups(block))
+        sizes = [job.group_cost(block, group) for group, _ in groups]
+        for group, share in groups:
+            add("prune", _prune(job, block, group, share), _dealt(sizes, job.ranks))
+    return [Cost(*key, *amounts) for key, amounts in totals.items() if amounts[0]]
+
+
+def _dealt(sizes: Sequence[float], ranks: int) -> float:
+    """The share that the busiest process has of things of these sizes, which are dealt out, the largest first."""
+    loads = [0.0] * ranks
+    for size in sorted(sizes, reverse=True):
+        loads[loads.index(min(loads))] += size
+    return max(loads) / sum(loads) if sum(loads) else 1
 
 
 # ---------------------------------------------------------------- files
 
 
-def _load(job: Job) -> Iterator[Cost]:
+def _load(job: Job) -> Iterator[Work]:
     """Build the model without weights, draw the samples, read what lies outside the blocks."""
     outer = job.outer_parameters * job.stored.itemsize
-    yield Cost("load", "model without weights", "calls", 100 * sum(1 for _ in job.model.modules()))
+    yield "model without weights", "calls", 100 * sum(1 for _ in job.model.modules())
     if job.samples.batches:
-        yield Cost("load", "samples", "calls", STARTING)
-        yield Cost("load", "samples", "tokenized", job.samples.tokens)
-    yield Cost("load", "weights", "disk_read", outer)
-    yield Cost("load", "weights", "hashed", outer)
+        yield "samples", "calls", STARTING
+        yield "samples", "tokenized", job.samples.tokens
+    yield "weights", "disk_read", outer
+    yield "weights", "hashed", outer
 
 
-def _read(job: Job) -> Iterator[Cost]:
+def _read(job: Job) -> Iterator[Work]:
     """Read each block, in the survey as well, check it and take its digest."""
-    times = 1 + job.surveys
-    for block in job.task.blocks:
-        weights = job.block_parameters(block)
-        yield Cost("read", "blocks", "disk_read", times * weights * job.stored.itemsize)
-        yield Cost("read", "digests", "hashed", times * weights * job.stored.itemsize)
-        yield Cost("read", "checks", "moved", times * READING * weights)
+    weights = (1 + job.surveys) * (job.parameters - job.outer_parameters)
+    yield "blocks", "disk_read", weights * job.stored.itemsize
+    yield "blocks", "hashed", weights * job.stored.itemsize
+    yield "blocks", "moved", weights * CHECKED
 
 
-def _write(job: Job) -> Iterator[Cost]:
+def _write(job: Job) -> Iterator[Work]:
     """Write each block and a record of it; digests of where weights are zero, of weights, and of the file."""
-    pruned = sum(rows * columns for rows, columns in _shapes(job))
-    yield Cost("write", "blocks", "disk_write", job.stored_bytes)
-    yield Cost("write", "digests", "hashed", pruned + 2 * job.stored_bytes)
-    yield Cost("write", "files", "files", 2 * (1 + len(job.task.blocks)))
+    linears = [(block, linear) for block in job.task.blocks for linear in block.linears]
+    pruned = sum(rows * columns for rows, columns in (job.shape(*one) for one in linears))
+    yield "blocks", "disk_write", job.stored_bytes
+    yield "blocks", "hashed", pruned + 2 * job.stored_bytes
+    yield "blocks", "files", 2 * (1 + len(job.task.blocks))
 
 
 # ---------------------------------------------------------------- calibration
 
 
-def _calibrate(job: Job) -> Iterator[Cost]:
-    """Run the samples through the dense block, and through the pruned one; the guard's first pass is of this stage."""
+def _calibrate(job: Job, index: int) -> Iterator[Work]:
+    """Run the samples through a block, dense and as it is pruned; the guard's first pass is of this stage."""
+    block, passes = job.passes[index]
+    surveyed, held_out = job.surveyed(block), job.samples.held_out_tokens
+    last = index + 1 == len(job.task.blocks)
+    tokens = passes.observe + passes.advance + held_out + surveyed
+    ending = [passes.observe] if last or not job.recipe.one_shot else []
+    ending += [surveyed] if last else []  # a survey moves the samples on in the pass that observes
     first = job.samples.batches[0].numel() if job.samples.batches else 0
-    for index, (block, passes) in enumerate(job.passes):
-        last = index + 1 == len(job.task.blocks)
-        tokens = passes.observe + passes.advance + job.samples.held_out_tokens + job.surveyed
-        ends_early = (0 if job.recipe.one_shot and not last else passes.observe) + (job.surveyed if last else 0)
-        saved = job.unneeded_flops(block) * max(0, ends_early - first * (bool(passes.observe) + (last and job.surveys)))
-        yield Cost("calibrate", "forward passes", "products", (tokens * job.block_flops(block) - saved) / job.ranks)
-        yield from _elementwise(job, block, "calibrate", "forward passes", tokens / job.ranks)
-        yield from _statistics(job, block, passes.observe, job.recipe.needs_gram)
-        yield from _statistics(job, block, job.surveyed, SCORES[job.recipe.score].needs_gram)
-
-
-def _statistics(job: Job, block: Block, tokens: int, gram: bool) -> Iterator[Cost]:
+    saved = job.unneeded_flops(block) * sum(max(0, ends - first) for ends in ending)
+    yield "forward passes", "products", tokens * job.block_flops(block) - saved
+    yield from _elementwise(job, block, "forward passes", tokens)
+    grams = job.recipe.needs_gram * job.samples.seen_tokens
+    grams += job.samples.seen_tokens if surveyed and SCORES[job.recipe.score].needs_gram else 0
     for group, share in job.groups(block):
-        seen, columns = share * tokens / job.ranks, job.shape(block, group[0])[1]
-        yield Cost("calibrate", "statistics", "moved", 4 * seen * columns * job.computed.itemsize)
-        if gram:
-            yield Cost("calibrate", "Gram matrices", "grams", 2 * seen * columns**2)
+        columns = job.shape(block, group[0])[1]
+        yield "statistics", "moved", 4 * share * (passes.observe + surveyed) * columns * job.computed.itemsize
+        yield "Gram matrices", "grams", 2 * share * grams * columns**2
 
 
-def _elementwise(job: Job, block: Block, stage: str, what: str, tokens: float) -> Iterator[Cost]:
+def _elementwise(job: Job, block: Block, what: str, tokens: float) -> Iterator[Work]:
     """What is no product in forward passes of a block, on so many tokens."""
     channels = sum(
-        share * (sum(job.shape(block, x)[0] for x in group) + job.shape(block, group[0])[1])
+        share * (sum(job.shape(block, linear)[0] for linear in group) + job.shape(block, group[0])[1])
         for group, share in job.groups(block)
     )
     experts = len({linear.expert for linear in block.linears if linear.stack})
-    batches = tokens / max(1, job.samples.batches[0].numel()) if job.samples.batches else 0
-    yield Cost(stage, what, "moved", ELEMENTWISE * tokens * channels * job.computed.itemsize)
-    yield Cost(stage, what, "calls", batches * (CALLS + CALLS_PER_EXPERT * experts))
+    batches = tokens / job.samples.batches[0].numel() if job.samples.batches else 0
+    yield what, "moved", ELEMENTWISE * tokens * channels * job.computed.itemsize
+    yield what, "calls", batches * (CALLS + CALLS_PER_EXPERT * experts)
 
 
 # ---------------------------------------------------------------- order
 
 
-def _order(job: Job) -> Iterator[Cost]:
-    """Score what reads a space, search an order, fold it."""
-    recipe, rules = job.recipe, job.task.family.rules
+def _shared_order(job: Job) -> Iterator[Work]:
+    """Search the one order of the residual space: on rows from all its readers."""
+    if job.surveys:
+        yield from search(job, SURVEYED_ROWS, job.width)
+
+
+def _fold(job: Job, block: Block) -> Iterator[Work]:
+    """Move the channels of the linears of a block."""
+    if job.recipe.orders_channels and job.recipe.fold != "none":
+        yield "folding", "moved", 4 * job.block_parameters(block) * job.stored.itemsize
+
+
+def _order(job: Job, block: Block) -> Iterator[Iterator[Work]]:
+    """For each place where a space of a block is read: score what reads it, and search an order."""
+    recipe = job.recipe
     if not recipe.orders_channels or recipe.fold == "none":
         return
-    surveyed = 0
-    for block in job.task.blocks:
-        for group, _ in job.groups(block):
-            shapes = [job.shape(block, linear) for linear in group]
-            weights = sum(rows * columns for rows, columns in shapes)
-            rows, columns = sum(rows for rows, _ in shapes), shapes[0][1]
-            rule = rules.get(group[0].reads or "")
-            yield Cost("order", "scores", "pruned", (rule is not None) * weights / 3)
-            yield Cost("order", "folding", "moved", 4 * weights * job.stored.itemsize)
-            if SCORES[recipe.score].needs_gram and rule is not None:
-                yield Cost("order", "scores", "factored", columns**3)
-            if rule == "model" and recipe.fold == "gather":
-                yield from search(job, "order", rows, columns)
-            elif rule == "model":
-                surveyed = columns
-            elif rule == "block":
-                yield from search(job, "order", rows, columns)
-            elif rule == "heads":
-                queries, keys, width = job.task.family.heads
-                if width % _group(job) == 0:
-                    for _ in range(keys):
-                        yield from search(job, "order", rows * queries // keys, width)
-            if recipe.compare_folds:
-                yield from search(job, "order", rows, columns)
-                for each, _ in shapes:
-                    yield from search(job, "order", each, columns)
-    if surveyed and job.surveys:
-        yield from search(job, "order", SURVEYED_ROWS, surveyed)
+    for group, _ in job.groups(block):
+        rule = job.task.family.rules.get(group[0].reads or "")
+        if rule is not None:
+            yield _order_of(job, block, group, rule)
 
 
-def search(job: Job, stage: str, rows: int, columns: int) -> Iterator[Cost]:
+def _order_of(job: Job, block: Block, group: Sequence[Linear], rule: str) -> Iterator[Work]:
+    recipe = job.recipe
+    sizes = [job.shape(block, linear)[0] for linear in group]
+    rows, columns = sum(sizes), job.shape(block, group[0])[1]
+    yield "scores", "pruned", SCORING * rows * columns
+    if SCORES[recipe.score].needs_gram:
+        yield "scores", "factored", columns**3
+    if rule == "block" or (rule == "model" and recipe.fold == "gather"):
+        yield from search(job, rows, columns)
+    queries, keys, width = job.task.family.heads
+    if rule == "heads" and width % _group(job) == 0:
+        for _ in range(keys):
+            yield from search(job, rows * queries // keys, width)
+    if recipe.compare_folds:
+        for one in (rows, *sizes):
+            yield from search(job, one, columns)
+
+
+def search(job: Job, rows: int, columns: int) -> Iterator[Work]:
     """An order of the columns of a score (R, I), by the recipe's search; :mod:`secateur.permute` has the methods."""
     recipe, group = job.recipe, _group(job)
     parts = min(recipe.communities, columns // group)
     groups = columns / group / parts
-    yield Cost(stage, "search", "moved", 8 * rows * columns)
+    yield "search", "moved", 8 * rows * columns
     if recipe.permute == "greedy":
         swaps = columns
-        pairs = (columns / parts) ** 2 * parts
-        yield Cost(stage, "search", "distances", (pairs + swaps * 2 * group * columns / parts) * rows)
-        yield Cost(stage, "search", "moved", 16 * swaps * pairs)
-    elif recipe.permute != "heuristic":
-        turns = group if recipe.permute == "lsa-published" else group - 1 + SEARCH_PASSES * group
-        yield Cost(stage, "search", "distances", turns * parts * groups**2 * rows)
-        yield Cost(stage, "search", "assigned", turns * parts * groups**3)
-        yield Cost(stage, "search", "moved", 4 * turns * group * rows * columns / group)
+        yield "search", "distances", parts * (columns / parts) ** 2 * rows + swaps * 2 * group * columns / parts * rows
+        yield "search", "moved", 16 * swaps * (columns / parts) ** 2
+    if recipe.permute == "lsa-published":
+        yield "search", "distances", group * parts * groups**2 * rows
+        yield "search", "assigned", group * parts * groups**3
+    if recipe.permute == "lsa":
+        slots = parts * (group - 1 + SEARCH_PASSES * group)
+        yield "search", "products", slots * 2 * shortlist.TERMS * groups**2 * rows
+        yield "search", "moved", slots * (VALUED * groups * rows + 32 * groups**2)
+        yield "search", "listed", slots * groups * min(lsa.LISTED, groups)
+        yield "search", "calls", slots * CALLS_PER_SLOT
 
 
 def _group(job: Job) -> int:
@@ -197,31 +242,33 @@ def _group(job: Job) -> int:
 # ---------------------------------------------------------------- masks and weights
 
 
-def _prune(job: Job) -> Iterator[Cost]:
-    """Score, mask and steps, reader group after reader group; what the guard runs after its first pass."""
+def _judge(job: Job, index: int) -> Iterator[Work]:
+    """What the guard runs after its first pass."""
+    block, passes = job.passes[index]
+    tokens = max(0, passes.judge - job.samples.held_out_tokens)
+    yield "guard", "products", tokens * job.block_flops(block)
+    yield from _elementwise(job, block, "guard", tokens)
+
+
+def _prune(job: Job, block: Block, group: Sequence[Linear], share: float) -> Iterator[Work]:
+    """Scores, masks and steps of a reader group that sees a share of the tokens."""
     recipe = job.recipe
-    for block, passes in job.passes:
-        judged = max(0, passes.judge - job.samples.held_out_tokens)
-        yield Cost("prune", "guard", "products", judged * job.block_flops(block) / job.ranks)
-        yield from _elementwise(job, block, "prune", "guard", judged / job.ranks)
-        for group, share in job.groups(block):
-            shapes = [job.shape(block, linear) for linear in group]
-            columns = shapes[0][1]
-            for rows, _ in shapes:
-                yield Cost("prune", "scores and masks", "pruned", rows * columns)
-                if recipe.orders_channels and recipe.fold == "none":
-                    yield from search(job, "prune", rows, columns)
-                if recipe.needs_inputs:
-                    yield Cost("prune", "output errors", "products32", _error_flops(job, rows, columns, share))
-                yield Cost("prune", "reconstruction", "products32", _reconstruction_flops(job, rows, columns))
-                yield from _rest_of_reconstruction(job, rows, columns)
-            if recipe.needs_inputs and recipe.steps:  # whether the first of them loses anything
-                losses = len(recipe.steps) * _error_flops(job, *shapes[0], share)
-                yield Cost("prune", "output errors", "products32", losses)
-            if "sparsegpt" in (recipe.score, recipe.reconstruct):
-                yield Cost("prune", "factors", "factored", columns**3)
-            if recipe.reconstruct == "admm":
-                yield Cost("prune", "factors", "diagonalized", columns**3)
+    shapes = [job.shape(block, linear) for linear in group]
+    columns = shapes[0][1]
+    for rows, _ in shapes:
+        yield "scores and masks", "pruned", rows * columns
+        if recipe.orders_channels and recipe.fold == "none":
+            yield from search(job, rows, columns)
+        if recipe.needs_inputs:
+            yield "output errors", "products32", _error_flops(job, rows, columns, share)
+        yield "reconstruction", "products32", _reconstruction_flops(job, rows, columns)
+        yield from _beside_products(job, rows, columns)
+    if recipe.needs_inputs:  # before a step, whether the first of them loses anything
+        yield "output errors", "products32", len(recipe.steps) * _error_flops(job, *shapes[0], share)
+    if "sparsegpt" in (recipe.score, recipe.reconstruct):
+        yield "factors", "factored", columns**3
+    if recipe.reconstruct == "admm":
+        yield "factors", "diagonalized", columns**3
 
 
 def _error_flops(job: Job, rows: int, columns: int, share: float) -> float:
@@ -231,56 +278,49 @@ def _error_flops(job: Job, rows: int, columns: int, share: float) -> float:
 
 def _reconstruction_flops(job: Job, rows: int, columns: int) -> int:
     """Products of matrices alone, of the method and of the refinement after it."""
-    recipe, whole = job.recipe, 2 * rows * columns**2
-    flops = 0
+    recipe, whole, flops = job.recipe, 2 * rows * columns**2, 0
     if recipe.reconstruct == "cg":
         flops += CG * whole
     if recipe.reconstruct == "admm":
         flops += (1 + 2 * admm.STEPS + 2 * CG + 2 * 2) * whole  # two output errors decide
     if recipe.reconstruct == "sparsegpt":
-        flops += _panels(rows, columns, _width(sparsegpt.BLOCK, _group(job)))
+        flops += _across_panels(rows, columns, _panel(sparsegpt.BLOCK, _group(job)))
     if recipe.refine:
-        refit = (1 + refine.STEPS) * whole if recipe.reconstruct != "none" else 0
         group = _group(job) if isinstance(recipe.target, NM) else refine.NEIGHBOURS
-        width = _width(refine.PANEL, group)
-        inside = sum(2 * rows * (stop - start) * (stop - start) for start, stop in _edges(columns, width))
-        flops += refine.ROUNDS * (whole + inside + _panels(rows, columns, width) + refit)
+        panel = _panel(refine.PANEL, group)
+        inside = sum(2 * rows * (stop - start) ** 2 for start, stop in _panels(columns, panel))
+        refit = (1 + refine.STEPS) * whole if recipe.reconstruct != "none" else 0
+        flops += refine.ROUNDS * (whole + inside + _across_panels(rows, columns, panel) + refit)
     return flops
 
 
-def _rest_of_reconstruction(job: Job, rows: int, columns: int) -> Iterator[Cost]:
-    """What is no product of matrices: selections of ADMM, columns of a sweep, exchanges."""
-    recipe, group = job.recipe, _group(job)
+def _beside_products(job: Job, rows: int, columns: int) -> Iterator[Work]:
+    """What reconstruction does besides: selections of ADMM, columns of a sweep, exchanges."""
+    recipe, weights = job.recipe, rows * columns
     if recipe.reconstruct == "admm":
-        yield Cost("prune", "reconstruction", "selected", admm.STEPS * rows * columns)
-        yield Cost("prune", "reconstruction", "moved", (12 * admm.STEPS + 2 * 10 * CG) * 4 * rows * columns)
+        yield "reconstruction", "selected", admm.STEPS * weights
+        yield "reconstruction", "moved", (12 * admm.STEPS + 2 * 10 * CG) * 4 * weights
     if recipe.reconstruct == "cg":
-        yield Cost("prune", "reconstruction", "moved", 10 * CG * 4 * rows * columns)
+        yield "reconstruction", "moved", 10 * CG * 4 * weights
     if recipe.reconstruct == "sparsegpt":
-        yield Cost("prune", "reconstruction", "calls", 8 * columns)
-        yield Cost("prune", "reconstruction", "moved", sparsegpt.BLOCK / 2 * 8 * rows * columns)
+        yield "reconstruction", "calls", 8 * columns
+        yield "reconstruction", "moved", sparsegpt.BLOCK / 2 * 8 * weights
     if recipe.refine:
-        size = group if isinstance(recipe.target, NM) else refine.NEIGHBOURS
-        yield Cost("prune", "reconstruction", "calls", refine.ROUNDS * 40 * columns / size)
-        yield Cost("prune", "reconstruction", "moved", refine.ROUNDS * 40 * size * rows * columns)
+        size = _group(job) if isinstance(recipe.target, NM) else refine.NEIGHBOURS
+        yield "reconstruction", "calls", refine.ROUNDS * 40 * columns / size
+        yield "reconstruction", "moved", refine.ROUNDS * 40 * size * weights
 
 
-def _width(panel: int, group: int) -> int:
-    """The columns of a panel, a multiple of the group."""
-    return max(group, panel - panel % group)
+def _panel(width: int, group: int) -> int:
+    """The columns of a panel: a multiple of the group."""
+    return max(group, width - width % group)
 
 
-def _edges(columns: int, width: int) -> Iterator[tuple[int, int]]:
+def _panels(columns: int, width: int) -> Iterator[tuple[int, int]]:
     for start in range(0, columns, width):
         yield start, min(start + width, columns)
 
 
-def _panels(rows: int, columns: int, width: int) -> int:
+def _across_panels(rows: int, columns: int, width: int) -> int:
     """FLOPs of what reaches from each panel of columns to those on its right, in one product each."""
-    return sum(2 * rows * (stop - start) * (columns - stop) for start, stop in _edges(columns, width))
-
-
-def _shapes(job: Job) -> Iterator[tuple[int, int]]:
-    for block in job.task.blocks:
-        for linear in block.linears:
-            yield job.shape(block, linear)
+    return sum(2 * rows * (stop - start) * (columns - stop) for start, stop in _panels(columns, width))

@@ -1,7 +1,8 @@
 """What is to be done, as the laws of its cost see it: a model without weights, and how often what runs on it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
@@ -10,7 +11,7 @@ from secateur.calibrate.calibration import ERROR_ROWS
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear, reader_groups
 from secateur.planning.sizes import routed_share
-from secateur.pruning.prepare import Passes, Samples, Task, passes
+from secateur.pruning.prepare import Passes, Samples, Task, observations, passes
 from secateur.recipe import Recipe
 from secateur.scores import SCORES
 
@@ -26,6 +27,7 @@ class Job:
         stored: the dtype of the checkpoint's weights.
         computed: the dtype of forward passes.
         surveys: whether an order for the whole model is searched first.
+        room: bytes of Gram matrices that are gathered at once.
         ranks: the number of processes that share the samples out among them.
     """
 
@@ -35,6 +37,7 @@ class Job:
     stored: torch.dtype
     computed: torch.dtype
     surveys: bool
+    room: float
     ranks: int = 1
 
     @property
@@ -42,20 +45,23 @@ class Job:
         """How it is pruned."""
         return self.task.recipe
 
-    @property
+    @cached_property
     def passes(self) -> list[tuple[Block, Passes]]:
         """Every block, and on how many tokens it is run."""
-        return [(block, passes(self.task, self.samples, index)) for index, block in enumerate(self.task.blocks)]
+        blocks = enumerate(self.task.blocks)
+        return [(block, passes(self.task, self.samples, index, room=self.room)) for index, block in blocks]
 
-    @property
-    def surveyed(self) -> int:
-        """Tokens that every block is run on in the survey."""
-        return self.samples.seen_tokens if self.surveys and SCORES[self.recipe.score].needs_inputs else 0
+    def surveyed(self, block: Block) -> int:
+        """Tokens that a block is run on in the survey."""
+        score = SCORES[self.recipe.score]
+        if not self.surveys or not score.needs_inputs:
+            return 0
+        return self.samples.seen_tokens * observations(block, score.needs_gram, self.room)
 
     @property
     def forward_tokens(self) -> int:
         """Tokens that blocks are run on, over all blocks and passes: what the progress bar counts."""
-        return len(self.task.blocks) * self.surveyed + sum(passes.tokens for _, passes in self.passes)
+        return sum(passes.tokens + self.surveyed(block) for block, passes in self.passes)
 
     @property
     def width(self) -> int:
@@ -64,7 +70,7 @@ class Job:
 
     # ---------------------------------------------------------------- bytes
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Weights of the model, those that serve twice once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
@@ -73,7 +79,7 @@ class Job:
         """Weights of one block."""
         return sum(parameter.numel() for parameter in block.module.parameters())
 
-    @property
+    @cached_property
     def outer_parameters(self) -> int:
         """Weights outside the blocks: embedding, last norm, output head."""
         return self.parameters - sum(map(self.block_parameters, self.task.blocks))
@@ -95,6 +101,11 @@ class Job:
         for group in reader_groups(block.linears):
             name = group[0].tensor
             yield group, routed_share(self.model, block.prefix + name, block.module.get_parameter(name))
+
+    def group_cost(self, block: Block, group: Sequence[Linear]) -> float:
+        """By what a reader group is dealt to ranks: a factor of its Gram matrix, and products with that."""
+        shapes = [self.shape(block, linear) for linear in group]
+        return float(shapes[0][1] ** 2 * (shapes[0][1] + sum(rows for rows, _ in shapes)))
 
     def error_rows(self, share: float) -> int:
         """The number of input rows that output errors are measured on, where a linear sees this share of the tokens."""

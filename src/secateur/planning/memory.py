@@ -1,91 +1,101 @@
-"""What is in memory while a model is pruned, at its fullest."""
+"""What is in memory while a model is pruned, at its fullest, and what waits in a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
+from transformers import PreTrainedModel
 
-from secateur.models.blocks import Block
-from secateur.models.spaces import Linear
-from secateur.planning.job import Job
-
-FLOAT32 = torch.float32.itemsize
-# Matrices of a weight's shape, in float32, that a linear has while its group is pruned: dense, score, changed, and
-# mask and stored weight together. Then what is at work on one of them: a score, a selection, or a reconstruction.
-KEPT, AT_WORK, AT_RECONSTRUCTION = 4, 4, 9
-# Matrices (I, I) in float32 besides the sums themselves, where they are used: as a method takes them, and their factor.
-FACTORS = 4
+from secateur.pruning.footprint import SHARE, footprint
+from secateur.pruning.prepare import Samples, Task
+from secateur.sizes import parse_size
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak, by what they are for.
+    """Bytes of one process at the peak, by what they are for.
 
     Attributes:
         host: of the machine's memory.
         device: of the GPU's; nothing where the processor computes.
+        file: what waits in a file, because memory has no room for it.
+        grams: the room for Gram matrices that are gathered at once.
     """
 
     host: Mapping[str, int]
     device: Mapping[str, int]
+    file: int
+    grams: int
 
 
-def memory_of(job: Job, device: str, process: int) -> Memory:
+class _Described:
+    """The tensors of a model folder as a model that has none says them: what a footprint asks of a source."""
+
+    def __init__(self, model: PreTrainedModel, stored: torch.dtype) -> None:
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self._stored = stored
+        # Experts lie in files one by one.
+        self.stacks = SimpleNamespace(members=[name for name, shape in self._shapes.items() if ".experts." in name])
+
+    def names(self, prefix: str = "") -> list[str]:
+        return [name for name in self._shapes if name.startswith(prefix)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._stored
+
+
+def memory_of(
+    model: PreTrainedModel,
+    task: Task,
+    samples: Samples,
+    *,
+    stored: torch.dtype,
+    device: str,
+    process: int,
+    free: int,
+    device_free: int,
+    ranks: int,
+) -> Memory:
     """The memory that a run takes.
 
     Args:
+        model: on the meta device, in the dtype that is computed in.
+        task: what becomes of it.
+        samples: all that there are.
+        stored: the dtype of the checkpoint's weights.
         device: what computes, ``cpu`` or ``cuda``.
-        process: bytes that Python, torch and transformers take by themselves.
+        process: bytes that the process has already.
+        free: bytes of the host's memory that are free.
+        device_free: bytes of the device's memory that are free.
+        ranks: processes that share the samples.
     """
-    blocks = [block for block in job.task.blocks if block.linears]
-    largest = max(map(job.block_parameters, job.task.blocks))
-    outer = job.outer_parameters
-    copied = device != "cpu" or job.stored != job.computed  # else the module shares what was read
-    stored = {
-        "process": process,
-        "outside the blocks": 2 * outer * job.stored.itemsize,  # in memory, and the pages of the file
-        "three blocks": 3 * largest * job.stored.itemsize,  # one is read, and one written, beside the one at work
-    }
-    computing = {
-        "weights in the model": copied * (outer + largest) * job.computed.itemsize,
-        "hidden states": -(-job.samples.tokens // job.ranks) * job.width * job.computed.itemsize,
-        "held-out outputs": 2 * -(-job.samples.held_out_tokens // job.ranks) * job.width * job.computed.itemsize,
-        "statistics": max(_statistics(job, block) for block in blocks),
-        "at work": max(_activations(job), *(_at_work(job, block) for block in blocks)),
-    }
-    host, gpu = (stored | computing, {}) if device == "cpu" else (stored, computing)
-    return Memory(_some(host), _some(gpu))
-
-
-def _statistics(job: Job, block: Block) -> int:
-    """Sums over tokens of what enters the linears of a block."""
-    columns = [job.shape(block, group[0])[1] for group, _ in job.groups(block)]
-    return sum(job.recipe.needs_gram * FLOAT32 * c * c + job.recipe.needs_inputs * 8 * c for c in columns)
-
-
-def _activations(job: Job) -> int:
-    """Of a forward pass of one batch: an MLP has its width four times at once, and the hidden states beside it."""
-    if not job.samples.batches:
-        return 0
-    widest = max(max(job.shape(block, x)) for block in job.task.blocks for x in block.linears)
-    return job.samples.batches[0].numel() * (4 * widest + 4 * job.width) * job.computed.itemsize
-
-
-def _at_work(job: Job, block: Block) -> int:
-    """While the linears of a reader group are pruned."""
-    most = 0
-    for group, _ in job.groups(block):
-        sizes = [_size(job, block, linear) for linear in group]
-        columns = job.shape(block, group[0])[1]
-        temporary = AT_RECONSTRUCTION if job.recipe.steps or job.recipe.sweeps else AT_WORK
-        matrices = FACTORS * columns * columns if job.recipe.needs_gram else 0
-        most = max(most, FLOAT32 * (KEPT * sum(sizes) + temporary * max(sizes) + matrices))
-    return most
-
-
-def _size(job: Job, block: Block, linear: Linear) -> int:
-    rows, columns = job.shape(block, linear)
-    return rows * columns
+    takes = footprint(task, _Described(model, stored), model, samples, torch.device(device))
+    itemsize, width = next(model.parameters()).dtype.itemsize, model.config.get_text_config().hidden_size
+    states = -(-(samples.tokens + samples.held_out_tokens) // ranks) * width * itemsize
+    bound = task.recipe.memory
+    given = parse_size(bound) - process if bound is not None else int(SHARE * free)
+    stays = {"outside the blocks": takes.outer[0], "blocks": takes.block[0]}
+    computes = {"outside the blocks": takes.outer[1], "blocks": takes.block[1], "work on a block": takes.work}
+    if device == "cpu":
+        host, gpu = {what: stays.get(what, 0) + size for what, size in computes.items()}, {}
+        left = [(host, given - sum(host.values()))]
+    else:
+        host, gpu = stays, computes
+        left = [(gpu, int(SHARE * device_free) - sum(gpu.values())), (host, given - sum(host.values()))]
+    grams, file = 0, 0
+    for what, size in (("waiting inside a block", takes.waiting), ("hidden states", states)):
+        for number, (place, room) in enumerate(left):
+            fits = max(0, min(size, room))
+            place[what], size = fits, size - fits
+            left[number] = (place, room - fits)
+            if number == 0 and what != "hidden states":
+                grams = fits
+        file += size
+    return Memory(_some({"process": process} | host), _some(gpu), file, grams)
 
 
 def _some(parts: Mapping[str, int]) -> dict[str, int]:

@@ -34,7 +34,7 @@ class Disk:
     Attributes:
         read: of the model, each time that they are read.
         written: of the model that is written.
-        temporary: what lies there besides until the run ends: a GGUF file as a folder.
+        temporary: what lies there besides until the run ends: a GGUF file as a folder, and what finds no room in memory.
     """
 
     read: int
@@ -129,22 +129,37 @@ def plan(
         rates, batch = measure(torch.device(setting.device), DTYPES[setting.dtype]), setting.batch
     else:
         batch = max(1, (TOKENS_ON_CPU if rates.device == "cpu" else TOKENS_ON_GPU) // recipe.length)
+    samples = _samples(recipe, context_of(skeleton.config), batch)
+    skeleton.to(DTYPES[rates.dtype])
+    memory = memory_of(
+        skeleton,
+        task,
+        samples,
+        stored=stored,
+        device=rates.device,
+        process=rates.process,
+        free=rates.free,
+        device_free=rates.device_free,
+        ranks=ranks,
+    )
     job = Job(
         model=skeleton,
         task=task,
-        samples=_samples(recipe, context_of(skeleton.config), batch),
+        samples=samples,
         stored=stored,
         computed=DTYPES[rates.dtype],
         surveys=Orderer(task).needs_survey,
+        room=memory.grams,
         ranks=ranks,
     )
     costs = costs_of(job)
     flops: dict[str, int] = {}
     seconds = dict.fromkeys(STAGES, 0.0)
     for cost in costs:
-        seconds[cost.stage] += cost.amount / getattr(rates, cost.kind)
+        seconds[cost.stage] += cost.busiest / getattr(rates, cost.kind)
         if cost.kind in FLOPS:
-            flops[cost.what] = flops.get(cost.what, 0) + round(cost.amount * ranks)
+            flops[cost.what] = flops.get(cost.what, 0) + round(cost.amount)
+    computing = sum(seconds[stage] for stage in COMPUTING)
     linears = [(block, linear) for block in task.blocks for linear in block.linears]
     shapes = [job.shape(*one) for one in linears]
     prunable = sum(rows * columns for rows, columns in shapes)
@@ -168,7 +183,7 @@ def plan(
         disk=Disk(
             read=job.stored_bytes + job.surveys * (job.stored_bytes - job.outer_parameters * stored.itemsize),
             written=job.stored_bytes,
-            temporary=job.stored_bytes if Path(model).suffix == ".gguf" else 0,
+            temporary=memory.file + (job.stored_bytes if Path(model).suffix == ".gguf" else 0),
         ),
         roles=roles_of(task),
         bounds=bounds_of(skeleton, task, rate),

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO
 
+import lap
+import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -16,7 +18,6 @@ from torch import nn
 from secateur.devices import free_memory, full_precision
 from secateur.masks import select
 from secateur.patterns import Unstructured
-from secateur.permute.assign import _assign as assignment
 from secateur.permute.assign import l1_distances
 from secateur.pruning.linear import LinearPruning
 from secateur.recipe import Recipe
@@ -47,7 +48,8 @@ class Rates:
         pruned: weights that are scored, masked and digested.
         selected: weights of which an unstructured mask is selected.
         distances: differences summed to L1 distances, K² R for K groups and R rows.
-        assigned: K³ of assignments of K channels.
+        assigned: K³ of assignments of K channels to as many groups, with all their values.
+        listed: values of assignments that choose among a few channels for each group.
         factored: I³ of factors of the inverse of a Gram matrix.
         diagonalized: I³ of its eigendecomposition.
         hashed: bytes whose SHA-256 is taken.
@@ -71,6 +73,7 @@ class Rates:
     selected: float
     distances: float
     assigned: float
+    listed: float
     factored: float
     diagonalized: float
     hashed: float
@@ -116,7 +119,14 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) 
     inputs, weight = random(n, n), random(n, n)
     narrow = inputs.to(dtype), weight.to(dtype)
     weights, small, scores = torch.randn(n, n), random(16, 16), random(n, n).abs()
-    distances = l1_distances(scores[:512], scores[512:1024])
+    distances, few = -l1_distances(scores[:512], scores[512:1024]).double().cpu().numpy(), 16
+    draw = np.random.default_rng(0)
+    near = np.sort((np.arange(1024)[:, None] + np.r_[0, 1 + draw.choice(1022, few - 1, replace=False)]) % 1024, 1)
+    sparse = (
+        draw.integers(0, 4096, 1024 * few).astype(float),
+        np.arange(0, 1024 * few + 1, few, dtype=np.int32),
+        near.ravel().astype(np.int32),
+    )
     recipe = Recipe(samples=1)
     stats = InputStats(n, device=device)
     stats.update(inputs)
@@ -136,7 +146,8 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) 
         pruned=rate(n * n, lambda: LinearPruning("", weights, recipe.target, stats, recipe, device).result()),
         selected=rate(n * n, lambda: select(scores, Unstructured(0.5))),
         distances=rate(512 * 512 * n, lambda: l1_distances(scores[:512], scores[512:1024])),
-        assigned=rate(512**3, lambda: assignment(distances)),
+        assigned=rate(512**3, lambda: lap.lapjvs(distances, return_cost=False)),
+        listed=rate(1024 * few, lambda: lap.lapmod(1024, *sparse, return_cost=False)),
         factored=rate(n**3, lambda: Gram(gram).inverse_factor),
         diagonalized=rate((n // 2) ** 3, lambda: Gram(gram[: n // 2, : n // 2]).spectrum),
         hashed=rate(len(data), lambda: hashlib.sha256(data).digest()),

@@ -8,19 +8,23 @@ from typing import Any
 import msgspec
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from secateur import __version__
 from secateur.calibrate.calibration import Calibration
+from secateur.calibrate.stream import Rooms
 from secateur.checkpoint import Source, Workspace, Writer, check_apart, check_finite, load_into, local_folder
 from secateur.devices import DTYPES, choose_device, threads
 from secateur.digests import tensors_digest
+from secateur.memory import Room
 from secateur.models.blocks import left_dense
 from secateur.models.fold import fold_outer
 from secateur.progress import Clock, Progress
+from secateur.pruning.footprint import Places, footprint, places
 from secateur.pruning.journal import Journal, Setting, command_of
 from secateur.pruning.order import Orderer
-from secateur.pruning.prepare import Samples, Task, draw_samples, passes, prepare
+from secateur.pruning.prepare import Samples, Task, draw_samples, observations, passes, prepare
 from secateur.pruning.result import Results
 from secateur.pruning.store import FolderStore, finished_blocks, unpruned_digests
 from secateur.pruning.walk import Prune, Survey, walk
@@ -74,7 +78,9 @@ def prune(
                 job = _load(source, recipe, setting)
             work.begin(_identity(job, setting), command_of(model, out, recipe, force))
             writer = Writer(work, 1 + len(job.task.blocks))
-            results, orders = _run(job, writer, Journal(work), progress, clock)
+            with Room(job.places[0], work.folder) as states, Room(job.places[1], work.folder) as statistics:
+                rooms = Rooms(states, statistics)
+                results, orders = _run(job, writer, Journal(work), rooms, progress, clock)
         manifest = {
             "secateur": __version__,
             "model": str(model),
@@ -97,11 +103,12 @@ class _Job:
     """All that is loaded before the first block is read."""
 
     source: Source
-    skeleton: nn.Module
+    skeleton: PreTrainedModel
     device: torch.device
     task: Task
     samples: Samples
     outer: dict[str, Tensor]  # embedding, last norm, output head
+    places: tuple[Places, Places]  # for hidden states, and for what else waits
 
 
 def _load(source: Source, recipe: Recipe, setting: Setting) -> _Job:
@@ -109,16 +116,19 @@ def _load(source: Source, recipe: Recipe, setting: Setting) -> _Job:
     skeleton = source.skeleton(DTYPES[setting.dtype], device)
     task = prepare(skeleton, recipe)
     samples = draw_samples(source, recipe, setting.batch, device)
+    room = places(footprint(task, source, skeleton, samples, device), task, device)
     inside = tuple(block.prefix for block in task.blocks)
     outer = source.read([name for name in source.names() if not name.startswith(inside)])
     check_finite(outer, source.folder)
-    return _Job(source, skeleton, device, task, samples, outer)
+    return _Job(source, skeleton, device, task, samples, outer, room)
 
 
 def _identity(job: _Job, setting: Setting) -> dict[str, Any]:
     """All that the bytes of the result depend on, as plain data. Blocks are told apart one by one, as they are read."""
+    recipe = msgspec.json.decode(msgspec.json.encode(job.task.recipe))  # with lists for tuples, as it is kept
+    del recipe["memory"]  # a run may go on with more or less of it
     return {
-        "recipe": msgspec.json.decode(msgspec.json.encode(job.task.recipe)),  # with lists for tuples, as it is kept
+        "recipe": recipe,
         "model": {"files": job.source.fingerprint(), "outer": tensors_digest(job.outer)},
         "calibration": job.samples.origin,
         "setting": dataclasses.asdict(setting),
@@ -131,7 +141,7 @@ def _identity(job: _Job, setting: Setting) -> dict[str, Any]:
 
 
 def _run(
-    job: _Job, writer: Writer, journal: Journal, progress: Progress, clock: Clock
+    job: _Job, writer: Writer, journal: Journal, rooms: Rooms, progress: Progress, clock: Clock
 ) -> tuple[Results, dict[str, Tensor]]:
     """Prune and write all tensors of the model; what was done, and all orders, by the names of their spaces."""
     task, recipe, samples = job.task, job.task.recipe, job.samples
@@ -139,10 +149,10 @@ def _run(
     shared, finished = journal.orders(), finished_blocks(task.blocks, journal, writer)
     surveys = orderer.needs_survey and shared is None
     load_into(job.skeleton, job.outer, "", job.device)
-    progress.start(recipe.summary(), *_work(task, samples, surveys, finished))
+    progress.start(recipe.summary(), *_work(task, samples, surveys, finished, rooms.statistics.left))
     with FolderStore(task.blocks, job.source, writer, orderer, job.device, journal, clock) as store:
         if surveys:
-            shared = _survey(job, store, orderer, progress, clock)
+            shared = _survey(job, store, orderer, rooms, progress, clock)
             journal.keep_orders(shared)
         if shared:
             orderer.shared = shared
@@ -160,6 +170,7 @@ def _run(
             gram=recipe.needs_gram,
             one_shot=recipe.one_shot,
             progress=progress,
+            rooms=rooms,
         )
         work = Prune(task, orderer, store, progress, clock, results)
         walk(task.blocks, store, calibration, clock, work, finished)
@@ -169,12 +180,14 @@ def _run(
     return whole, orderer.shared | whole.orders
 
 
-def _survey(job: _Job, store: FolderStore, orderer: Orderer, progress: Progress, clock: Clock) -> dict[str, Tensor]:
+def _survey(
+    job: _Job, store: FolderStore, orderer: Orderer, rooms: Rooms, progress: Progress, clock: Clock
+) -> dict[str, Tensor]:
     """Find the model-wide orders, by a walk over the dense model on the samples that statistics may see."""
     score = SCORES[job.task.recipe.score]
     seen = job.samples.batches[: len(job.samples.batches) - job.samples.held_out] if score.needs_inputs else ()
     calibration = Calibration(
-        job.skeleton, job.task.blocks, seen, gram=score.needs_gram, one_shot=True, progress=progress
+        job.skeleton, job.task.blocks, seen, gram=score.needs_gram, one_shot=True, progress=progress, rooms=rooms
     )
     walk(job.task.blocks, store, calibration, clock, Survey(orderer, progress, clock))
     with clock("order"):
@@ -182,11 +195,20 @@ def _survey(job: _Job, store: FolderStore, orderer: Orderer, progress: Progress,
     return orderer.shared
 
 
-def _work(task: Task, samples: Samples, surveys: bool, finished: int) -> tuple[int, str]:
-    """How much there is to do, and in which unit: tokens that a block processes, or blocks."""
-    blocks = len(task.blocks)
+def _work(task: Task, samples: Samples, surveys: bool, finished: int, room: float) -> tuple[int, str]:
+    """How much there is to do, and in which unit: tokens that a block processes, or blocks.
+
+    Args:
+        surveys: whether there is a survey before.
+        finished: so many blocks have been pruned by an earlier run.
+        room: bytes of Gram matrices that are gathered at once.
+    """
+    blocks, score = len(task.blocks), SCORES[task.recipe.score]
     if not samples.batches or finished == blocks:
         return blocks * (1 + surveys), "blocks"
-    # A survey without samples counts its blocks.
-    surveyed = (samples.seen_tokens if SCORES[task.recipe.score].needs_inputs else 1) if surveys else 0
-    return blocks * surveyed + sum(passes(task, samples, index, finished).tokens for index in range(blocks)), "tokens"
+    work = sum(passes(task, samples, index, finished, room).tokens for index in range(blocks))
+    if surveys and score.needs_inputs:
+        work += samples.seen_tokens * sum(observations(block, score.needs_gram, room) for block in task.blocks)
+    elif surveys:
+        work += blocks  # a survey without samples counts its blocks
+    return work, "tokens"

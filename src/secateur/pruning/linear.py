@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from secateur.masks import retained, select, sparsity_of
+from secateur.memory import Kept, Room
 from secateur.patterns import NM, Pattern
 from secateur.permute.orders import find_order, inverse
 from secateur.pruning.result import LayerResult
@@ -52,49 +53,67 @@ class LinearPruning:
     In fold mode ``none`` it gets an order of its own: mask and weights are found in that order and mapped
     back, so that the weight obeys the pattern only in the other.
 
+    Between two steps it holds its mask, and in ``room`` the weights that a step has changed: what is computed of the
+    dense weight is computed when it is needed. Many experts wait for each other so.
+
     Attributes:
         name: its full name.
-        weight: as it is to be stored, ``(O, I)``: rounded to its dtype and exactly zero where it is masked.
         order: its own order, int64 ``(I,)``, or None.
+        mask: the current one, bool ``(O, I)``, in its own order.
     """
 
     def __init__(
         self,
         name: str,
-        weight: Tensor,
+        weight: Tensor | Kept,
         pattern: Pattern,
         stats: InputStats | None,
         recipe: Recipe,
         device: torch.device,
+        room: Room | None = None,
     ) -> None:
-        """Choose the mask of the dense ``weight`` as stored."""
-        self.name, self._dtype, self._pattern = name, weight.dtype, pattern
+        """Choose the mask of the dense ``weight`` as stored, which must not change as long as this is in use."""
+        self.name, self._pattern = name, pattern
+        self._kept = weight.to(device) if isinstance(weight, Tensor) else weight
         self._recipe, self._informed = recipe, stats is not None and sees_enough(stats)
-        # A copy, since what it comes from will be written to; and across as few bytes as are stored.
-        dense = weight.to(device).to(torch.float32, copy=True)
-        score = score_of(name, dense, stats, recipe)
+        self._room, self._inputs = room or Room(), stats
         self.order: Tensor | None = None
+        score = self._score()
         if isinstance(pattern, NM) and recipe.permute != "none" and recipe.fold == "none":
             self.order = search_order(score, pattern, recipe)
-            score, dense = score[:, self.order], dense[:, self.order]
-            stats = stats.select(self.order) if stats else None
-        self._dense, self._score, self._stats = dense, score, stats
+            score, stats = score[:, self.order], stats.select(self.order) if stats else None
+        self._stats = stats
         self._refused: list[str] = []
-        mask = select(score, pattern)
-        self.accept(mask, dense * mask)
+        self.mask = select(score, pattern)
+        self._changed: Kept | None = None  # by a step
+        self._first, self._retained = self.mask, retained(score, self.mask)
         if recipe.sweeps and stats and self._informed:  # SparseGPT as published chooses its mask on the way
-            pruned = sweep(dense, stats.damped, pattern=pattern)
+            pruned = sweep(self._dense(), stats.damped, pattern=pattern)
             self._take("reconstruct", pruned != 0, pruned)
+
+    @property
+    def _weight(self) -> Tensor:
+        """The dense weight as stored, ``(O, I)``."""
+        return self._kept.get() if isinstance(self._kept, Kept) else self._kept
+
+    def _dense(self) -> Tensor:
+        """The dense weight, ``(O, I)`` float32, in this linear's own order."""
+        return self._ordered(self._weight.float())
+
+    def _score(self) -> Tensor:
+        """The score of the dense weight, ``(O, I)`` float32, in this linear's own order."""
+        return self._ordered(score_of(self.name, self._weight.float(), self._inputs, self._recipe))
+
+    def _ordered(self, columns: Tensor) -> Tensor:
+        return columns if self.order is None else columns[:, self.order]
 
     def accept(self, mask: Tensor, changed: Tensor) -> None:
         """Make mask and float32 weights of a step, both ``(O, I)`` in this linear's own order, the current ones."""
-        self._mask, self._changed = mask, changed
-        stored = self.stored
-        self.weight = stored if self.order is None else stored[:, inverse(self.order)]
+        self.mask, self._changed = mask, self._room.keep(changed)
 
     def _take(self, step: str, mask: Tensor, changed: Tensor) -> None:
         """Accept what ``step`` came to, unless the dtype of the weight cannot hold it: float16 ends at 65,504."""
-        if changed.to(self._dtype).isfinite().all():
+        if changed.to(self._weight.dtype).isfinite().all():
             self.accept(mask, changed)
         else:
             self._refused.append(step)
@@ -104,39 +123,61 @@ class LinearPruning:
         """Whether outputs for the calibration inputs are not what they were, beyond rounding: a step might help."""
         if self._stats is None or not self._informed:
             return True
-        return relative_error(self._dense, self._changed, self._stats) > NEGLIGIBLE
+        return relative_error(self._dense(), self.changed, self._stats) > NEGLIGIBLE
+
+    @property
+    def changed(self) -> Tensor:
+        """The current weights, ``(O, I)`` float32, in this linear's own order, before they are rounded."""
+        return self._dense() * self.mask if self._changed is None else self._changed.get()
 
     @property
     def stored(self) -> Tensor:
         """The current weights in this linear's own order, rounded as stored: what masking leaves is exactly zero."""
-        return self._changed.to(self._dtype).where(self._mask, 0)  # and never -0, which formats that go by bits keep
+        dense = self._weight
+        whole = self._ordered(dense) if self._changed is None else self._changed.get()
+        return whole.to(dense.dtype).where(self.mask, 0)  # and never -0, which formats that go by bits keep
 
     @property
-    def state(self) -> tuple[Tensor, Tensor]:
-        """The current mask and float32 weights, to come back to with :meth:`accept`."""
-        return self._mask, self._changed
+    def weight(self) -> Tensor:
+        """As it is to be stored, ``(O, I)``: rounded to its dtype and exactly zero where it is masked."""
+        return self.stored if self.order is None else self.stored[:, inverse(self.order)]
+
+    @property
+    def state(self) -> tuple[Tensor, Kept | None]:
+        """Mask and weights as they are now, to come back to."""
+        return self.mask, self._changed
+
+    @state.setter
+    def state(self, state: tuple[Tensor, Kept | None]) -> None:
+        self.mask, self._changed = state
 
     def step(self, name: Step) -> None:
         """Take a step: ``reconstruct``, or ``refine`` the mask (and reconstruct again)."""
         if self._stats is None or not self._informed:
             return
-        method = self._recipe.reconstruct
+        dense, changed, method = self._dense(), self.changed, self._recipe.reconstruct
         if name == "refine":
             gram, refit = self._stats.shrunk, method != "none"
-            self._take(name, *refined(self._dense, self._mask, gram, self._pattern, self._changed, refit=refit))
+            self._take(name, *refined(dense, self.mask, gram, self._pattern, changed, refit=refit))
         else:
-            pruned = Pruned(self._dense, self._mask, self._changed, self._stats, self._pattern)
+            pruned = Pruned(dense, self.mask, changed, self._stats, self._pattern)
             self._take(name, *RECONSTRUCTIONS[method](pruned))
+
+    def forget(self) -> None:
+        """Free what has been computed from the Gram matrix, for those who read at the same place as well."""
+        for stats in (self._inputs, self._stats):
+            if stats is not None:
+                stats.forget()
 
     def result(self) -> LayerResult:
         """What it is now."""
-        stats = self._stats
+        stats, stored = self._stats, self.stored
         return LayerResult(
             name=self.name,
-            shape=(self.weight.shape[0], self.weight.shape[1]),
-            sparsity=sparsity_of(self.weight),
-            retained=retained(self._score, self._mask),
-            relative_error=relative_error(self._dense, self.stored.float(), stats) if stats and stats.tokens else None,
+            shape=(stored.shape[0], stored.shape[1]),
+            sparsity=sparsity_of(stored),
+            retained=self._retained if self.mask is self._first else retained(self._score(), self.mask),
+            relative_error=relative_error(self._dense(), stored.float(), stats) if stats and stats.tokens else None,
             score=score_name(stats, self._recipe),
             tokens=stats.tokens if stats else None,
             dead_channels=stats.dead if stats else None,
@@ -146,8 +187,8 @@ class LinearPruning:
 
 def relative_error(dense: Tensor, pruned: Tensor, stats: InputStats) -> float:
     """See :class:`LayerResult`: over all inputs where their Gram matrix is known, else over the sample."""
-    if stats.gram is not None:
-        return output_error(pruned, dense, stats.gram)
+    if (gram := stats.gram) is not None:
+        return output_error(pruned, dense, gram)
     inputs = stats.sample.float()
     size, lost = (inputs @ dense.T).norm(), (inputs @ (dense - pruned).T).norm()
     return (lost / size).item() if size > 0 else 0.0

@@ -25,7 +25,7 @@ def prune_module(
 ) -> dict[str, Any]:
     """Prune ``model`` in place: a vision transformer, an encoder, or whatever has a list of blocks with linears.
 
-    Weights keep their device, dtype and the order of their channels: ``permute`` and what tells where text
+    Weights keep their device, dtype and the order of their channels: ``permute``, ``memory`` and what tells where text
     comes from have no meaning here. A block is called as the model itself calls it, on the first argument that it
     gets, and must return that argument's successor, or a tuple that begins with it. What ``nn.MultiheadAttention``
     multiplies by its ``out_proj`` inside torch cannot be seen: such a linear is pruned by its weights alone, and its

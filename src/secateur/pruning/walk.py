@@ -25,7 +25,7 @@ from torch import Tensor
 from secateur.calibrate.calibration import Calibration
 from secateur.devices import full_precision
 from secateur.models.blocks import Block
-from secateur.models.spaces import reader_groups
+from secateur.models.spaces import judged_together, reader_groups
 from secateur.progress import Clock, Progress
 from secateur.pruning.group import prune_group
 from secateur.pruning.order import Orderer
@@ -122,12 +122,13 @@ class Prune:
             shares = self.orderer.compare(visit) if self.task.recipe.compare_folds else {}
             if self.orderer.order(visit):
                 self.store.load(block, visit.tensors)
-        for group in reader_groups(block.linears):
-            self.progress.at(f"{visit.where} · {' + '.join(linear.name for linear in group)}")
+        for group in (judged_together if visit.guard else reader_groups)(block.linears):
+            self.progress.at(f"{visit.where} · {' + '.join(dict.fromkeys(x.stack or x.name for x in group))}")
             with self.clock("prune"):
                 prune_group(visit, group, self.task)
         for number, layer in enumerate(visit.results.layers):
             visit.results.layers[number] = self._with_folds(layer, shares.get(layer.name))
+        visit.guard = None  # what it holds is not kept until the block is written
         with self.clock("write"):
             self.store.write(visit)
         self.results.append(visit.results)

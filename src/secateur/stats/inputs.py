@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from secateur.devices import bfloat16_products
+from secateur.memory import Kept, Room
 from secateur.stats.gram import Gram, damped, shrunk
+
+
+def gram_bytes(features: int) -> int:
+    """What the Gram matrix of so many channels takes."""
+    return 4 * features**2
 
 
 class InputStats:
@@ -18,7 +24,6 @@ class InputStats:
         sequences: number of sequences that they came in.
         square_sum: ``(I,)`` float64, Σ x² per channel. A batch is summed in float32, batches in float64.
         rows: every ``stride``-th input row as seen, for measuring output errors; see :meth:`sample`.
-        gram: Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for.
     """
 
     def __init__(self, features: int, stride: int = 1, device: torch.device | str = "cpu", gram: bool = False) -> None:
@@ -26,7 +31,8 @@ class InputStats:
         self.square_sum = torch.zeros(features, dtype=torch.float64, device=device)
         self.stride = stride
         self.rows: list[Tensor] = []
-        self.gram = torch.zeros(features, features, device=device) if gram else None
+        self._gram: Tensor | Kept | None = torch.zeros(features, features, device=device) if gram else None
+        self._order: Tensor | None = None  # of the channels of what was gathered, where it is another one now
 
     def update(self, inputs: Tensor, sequences: int | None = None) -> None:
         """Add ``inputs`` of shape ``(..., I)``, any floating dtype, which come in so many ``sequences``.
@@ -40,9 +46,25 @@ class InputStats:
         self.rows.append(x[-self.tokens % self.stride :: self.stride].clone())
         self.tokens += x.shape[0]
         self.sequences += sequences if sequences is not None else inputs.shape[0] if inputs.ndim > 2 else 1
-        if self.gram is not None:
+        if (gram := self.gram) is not None:
             with bfloat16_products() if x.dtype == torch.bfloat16 else nullcontext():
-                self.gram.addmm_(wide.T, wide)
+                gram.addmm_(wide.T, wide)
+
+    @property
+    def gram(self) -> Tensor | None:
+        """Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for. It may have to be fetched: ask once."""
+        gram = self._gram.get() if isinstance(self._gram, Kept) else self._gram
+        return gram if gram is None or self._order is None else gram[self._order[:, None], self._order]
+
+    def put_away(self, room: Room, *, aside: bool = False) -> None:
+        """Let the Gram matrix wait in ``room``, once all inputs have been seen."""
+        if isinstance(self._gram, Tensor):
+            self._gram = room.keep(self._gram, aside=aside)
+
+    def forget(self) -> None:
+        """Free what has been computed from the Gram matrix; it is computed anew when it is asked for."""
+        for name in ("damped", "shrunk"):
+            self.__dict__.pop(name, None)
 
     def select(self, order: Tensor) -> "InputStats":
         """The statistics of the same inputs with their channels in another order, int64 ``(I,)``."""
@@ -50,7 +72,7 @@ class InputStats:
         chosen.tokens, chosen.sequences = self.tokens, self.sequences
         chosen.square_sum = self.square_sum[order]
         chosen.rows = [rows[:, order] for rows in self.rows]
-        chosen.gram = self.gram[order][:, order] if self.gram is not None else None
+        chosen._gram, chosen._order = self._gram, order if self._order is None else self._order[order]
         return chosen
 
     def merge(self, other: "InputStats") -> None:
@@ -59,20 +81,22 @@ class InputStats:
         self.sequences += other.sequences
         self.square_sum += other.square_sum
         self.rows += other.rows
-        if self.gram is not None and other.gram is not None:
-            self.gram += other.gram
+        if (gram := self.gram) is not None and (more := other.gram) is not None:
+            gram += more
 
     @cached_property
     def damped(self) -> Gram:
         """The Gram matrix as SparseGPT takes it. Asked for when all inputs have been seen."""
-        assert self.gram is not None
-        return damped(self.gram, self.sequences)
+        gram = self.gram
+        assert gram is not None
+        return damped(gram, self.sequences)
 
     @cached_property
     def shrunk(self) -> Gram:
         """The Gram matrix as our reconstructions take it. Asked for when all inputs have been seen."""
-        assert self.gram is not None
-        return shrunk(self.gram)
+        gram = self.gram
+        assert gram is not None
+        return shrunk(gram)
 
     @property
     def dead(self) -> int:

@@ -1,0 +1,192 @@
+"""How much memory pruning a model takes, from its shapes, and how much of what is given is left for what may wait.
+
+In memory at any time are what lies outside the blocks, one block as its module computes with it, three as stored, and
+the largest of what observing, ordering and pruning need: that must fit. All else waits in rooms
+(:mod:`secateur.memory`), or in a file where they are full: hidden states, the Gram matrices of a block, and weights of
+experts that are judged together.
+
+The numbers of copies are those of the code, rounded up; docs/memory.md compares them with what processes took.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from secateur.devices import free_memory, resident_memory
+from secateur.errors import InputError
+from secateur.models.blocks import Block
+from secateur.models.spaces import judged_together, reader_groups
+from secateur.pruning.order import SURVEYED_ROWS
+from secateur.pruning.prepare import Samples, Task
+from secateur.scores import SCORES
+from secateur.sizes import parse_size, show_size
+from secateur.stats.inputs import gram_bytes
+
+# Of the memory that is free at the start, what a run takes unless it is told: others may want some.
+SHARE = 0.9
+# The block that is computed with, the one after, which is read, and the one before, which is written.
+STORED = 3
+FLOAT = torch.float32.itemsize
+# Float32 copies of a weight while its score and mask are found, and during a step.
+SCORING, STEPPING = 6, 12
+# Float32 copies of all scores that an order is searched for.
+SEARCHING = 4
+# A Gram matrix: copies of it as it is, with the factor of its inverse, and with its spectrum.
+PLAIN, FACTORED, SPECTRAL = 3, 5, 7
+# Activations of a batch: copies of its hidden states, and of what all linears of a block put out.
+STATES, OUTPUTS = 8, 3
+
+Places = dict[torch.device, int]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a run takes besides what the process has before it.
+
+    Attributes:
+        outer: what lies outside the blocks: as stored, and as modules compute with it where that is other memory.
+        block: the largest block, likewise, with the next one and the one before, as stored.
+        work: the most that is needed beside both, on the device that computes.
+        waiting: the most that waits for its turn inside a block.
+    """
+
+    outer: tuple[int, int]
+    block: tuple[int, int]
+    work: int
+    waiting: int
+
+    def takes(self, device: torch.device) -> Mapping[torch.device, int]:
+        """What must fit, by device."""
+        stored, computing = self.outer[0] + self.block[0], self.outer[1] + self.block[1] + self.work
+        host = torch.device("cpu")
+        return {host: stored + computing} if device.type == "cpu" else {device: computing, host: stored}
+
+
+class Tensors(Protocol):
+    """What is stored of a model: a :class:`~secateur.checkpoint.source.Source`, or something that knows as much."""
+
+    @property
+    def stacks(self) -> Any:
+        """Which tensors are stacks of others in the files, as ``members``."""
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of the tensors that begin with ``prefix``."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the tensor ``name``."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of the tensor ``name`` as stored."""
+
+
+def footprint(task: Task, source: Tensors, model: PreTrainedModel, samples: Samples, device: torch.device) -> Footprint:
+    """That of pruning ``model``, the skeleton of what ``source`` holds, whose parameters have the dtype to compute in."""
+    computed = next(model.parameters()).dtype
+    prefixes = tuple(block.prefix for block in task.blocks)
+    outer = _held(source, [name for name in source.names() if not name.startswith(prefixes)], computed, device)
+    blocks = [_held(source, source.names(block.prefix), computed, device) for block in task.blocks]
+    copies = STORED + bool(source.stacks.members)  # a stack is read layer by layer, and then joined
+    blocks = [(copies * stored, inside) for stored, inside in blocks]
+    tokens = max((batch.numel() for batch in samples.batches), default=0)
+    length = max((batch.shape[1] for batch in samples.batches), default=0)
+    works = [_work(task, block, model, tokens, length, computed.itemsize) for block in task.blocks]
+    return Footprint(
+        outer,
+        max(blocks, key=sum, default=(0, 0)),
+        max(works, default=0),
+        max((_waiting(task, block, samples.held_out > 0) for block in task.blocks), default=0),
+    )
+
+
+def _held(source: Tensors, names: Iterable[str], computed: torch.dtype, device: torch.device) -> tuple[int, int]:
+    """Bytes of tensors as stored, and beside them in modules that compute in ``computed`` on ``device``."""
+    stored = inside = 0
+    for name in names:
+        number, dtype = math.prod(source.shape(name)), source.dtype(name)
+        stored += number * dtype.itemsize
+        inside += 0 if device.type == "cpu" and dtype == computed else number * computed.itemsize
+    return stored, inside
+
+
+def _work(task: Task, block: Block, model: PreTrainedModel, tokens: int, length: int, itemsize: int) -> int:
+    """The most that is needed beside a block at a time: observing, ordering or pruning it."""
+    recipe, config = task.recipe, model.config.get_text_config()
+    shapes = {linear: block.weight(linear).shape for linear in block.linears}
+    if not shapes:
+        return 0
+    widest = max(shape[1] for shape in shapes.values())
+    gram = gram_bytes(widest) if recipe.needs_gram else 0
+
+    # Each token passes some experts of a stack and not all; they are all of one shape.
+    often = getattr(config, "num_experts_per_tok", 1)
+    put_out = sum(o * (often if x.stack else 1) for x, (o, _) in shapes.items() if not x.expert)
+    eager = getattr(config, "_attn_implementation", None) == "eager"
+    scores = config.num_attention_heads * length * (itemsize + 2 * FLOAT) if eager else 0
+    observing = tokens * (itemsize * (OUTPUTS * put_out + STATES * config.hidden_size) + 2 * FLOAT * widest + scores)
+
+    readers: dict[str, int] = {}
+    for linear, (o, i) in shapes.items():
+        readers[linear.reads or linear.name] = readers.get(linear.reads or linear.name, 0) + o * i
+    inner = [size for space, size in readers.items() if task.family.rules.get(space, "model") != "model"]
+    surveyed = 3 * FLOAT * SURVEYED_ROWS * config.hidden_size
+    ordering = max(SEARCHING * FLOAT * max(inner, default=0), surveyed) if recipe.orders_channels else 0
+    if recipe.orders_channels and recipe.fold != "exact":
+        ordering = max(ordering, SEARCHING * FLOAT * max(readers.values()))
+
+    largest = max(o * i for o, i in shapes.values())
+    factors = SPECTRAL if recipe.reconstruct == "admm" else PLAIN
+    if "sparsegpt" in (recipe.score, recipe.reconstruct) or SCORES[recipe.score].needs_gram:
+        factors = max(factors, FACTORED)
+    masks = max(sum(_size(shapes[x]) for x in group) for group in judged_together(block.linears))
+    copies = STEPPING if recipe.steps or recipe.sweeps else SCORING
+    pruning = copies * FLOAT * largest + masks + factors * gram
+    return max(observing + gram, ordering + (factors * gram if SCORES[recipe.score].needs_gram else 0), pruning)
+
+
+def _waiting(task: Task, block: Block, guarded: bool) -> int:
+    """Gram matrices of a block, and where steps are judged, weights before and after a step and as stored."""
+    grams = [gram_bytes(block.weight(group[0]).shape[1]) for group in reader_groups(block.linears)]
+    judged = [sum(_size(block.weight(x).shape) for x in group) for group in judged_together(block.linears)]
+    weights = 3 * FLOAT * max(judged, default=0) if guarded else 0
+    return (sum(grams) if task.recipe.needs_gram else 0) + weights
+
+
+def _size(shape: torch.Size) -> int:
+    return shape[0] * shape[1]
+
+
+def places(takes: Footprint, task: Task, device: torch.device) -> tuple[Places, Places]:
+    """The bytes, by device, for hidden states and for what else waits.
+
+    What waits inside a block comes first: where it does not fit there are more passes over the samples, while hidden
+    states are merely read and written.
+
+    Raises:
+        InputError: when the memory that the recipe gives, or else is free, does not hold what must fit.
+    """
+    host, bound = torch.device("cpu"), task.recipe.memory
+    before = resident_memory()
+    given = parse_size(bound) - before if bound is not None else int(SHARE * free_memory(host))
+    needed = takes.takes(device)
+    if needed[host] > given:
+        outer, block = sum(takes.outer), sum(takes.block)
+        work, enough = needed[host] - outer - block, needed[host] + before + 10**8
+        have = f"--memory {bound} leaves {show_size(max(0, given))}" if bound else f"{show_size(given)} are to be had"
+        raise InputError(
+            f"pruning takes {show_size(needed[host])} of memory at a time, as far as shapes tell ({show_size(outer)} "
+            f"for what lies outside the blocks, {show_size(block)} for blocks, {show_size(work)} for the work on it), "
+            f"and {have} beside the {show_size(before)} that the process has already: give "
+            f"--memory {show_size(enough).replace(' ', '')} or more if the machine has it"
+        )
+    free = {place: given if place == host else int(SHARE * free_memory(place)) for place in needed}
+    states, inside, wanted = {}, {}, takes.waiting
+    for place, size in needed.items():
+        left = max(0, free[place] - size)
+        inside[place] = min(left, wanted)
+        states[place] = left - inside[place]
+        wanted -= inside[place]
+    return states, inside
