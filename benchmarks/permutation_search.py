@@ -1,11 +1,15 @@
 """How much score each search for a channel permutation retains, and how long it takes.
 
-    python benchmarks/permutation_search.py [MODEL] [--sizes 1024 2048] [--wide]
+    python benchmarks/permutation_search.py [MODEL] [--sizes 1024 2048] [--widths 1024 … 28672]
 
 Scores: RIA-like with heavy tails (``heavy``), and, given a model folder, RI of real matrices of it. Quotes
 the share of the score of the best half of each row that 2:4 retains. ``sort every pair`` is the authors'
 way to compute the matrix of assignment values: form every group with every candidate channel and take its
-largest scores. It is timed on one slot and multiplied by four. ``--wide`` adds a 4096 x 4096 pass.
+largest scores. It is timed on one slot and multiplied by four.
+
+``--widths`` gives the curve of retained score against seconds at the widths of larger models, with ``--rows``: of the
+synthetic score, and, given a model, of RI of the down_proj of as many of its blocks as it takes, side by side: all write
+to the same residual space, so that channels resemble each other as those of one wide matrix do.
 """
 
 import argparse
@@ -19,21 +23,24 @@ from torch import Tensor
 
 from secateur.checkpoint import Source
 from secateur.patterns import NM
-from secateur.permute.assign import grown_groups, heuristic_groups, l1_distances, nth_largest, reassign
+from secateur.permute.assign import heuristic_groups, l1_distances, nth_largest, reassign
 from secateur.permute.greedy import greedy_groups
+from secateur.permute.lsa import grown_groups
 from secateur.permute.orders import find_order, kept_score
 from secateur.scores import relative_importance
 
 PATTERN = NM(2, 4)
+# Wider than this, the published search takes minutes.
+WIDEST_PUBLISHED = 11_008
 
 
-def heavy(size: int, seed: int = 0) -> Tensor:
+def heavy(height: int, width: int, seed: int = 0) -> Tensor:
     """A score with the tails of a real one: rows and columns of log-normal size, some outliers, RI, ‖X‖^0.5."""
     draw = torch.Generator().manual_seed(seed)
-    rows, columns = torch.randn(size, 1, generator=draw), torch.randn(1, size, generator=draw)
-    weight = torch.randn(size, size, generator=draw) * (0.3 * rows).exp() * (0.4 * columns).exp()
-    weight *= 1 + 3 * torch.rand(size, size, generator=draw) ** 20
-    return relative_importance(weight) * (0.3 * torch.randn(size, generator=draw)).exp()
+    rows, columns = torch.randn(height, 1, generator=draw), torch.randn(1, width, generator=draw)
+    weight = torch.randn(height, width, generator=draw) * (0.3 * rows).exp() * (0.4 * columns).exp()
+    weight *= 1 + 3 * torch.rand(height, width, generator=draw) ** 20
+    return relative_importance(weight) * (0.3 * torch.randn(width, generator=draw)).exp()
 
 
 def real(folder: str) -> Iterator[tuple[str, Tensor]]:
@@ -44,6 +51,14 @@ def real(folder: str) -> Iterator[tuple[str, Tensor]]:
             tensors = source.read([f"model.layers.{block}.{name}.weight" for name in names])
             stacked = torch.cat([relative_importance(weight) for weight in tensors.values()])
             yield f"block {block} {'+'.join(names)} {tuple(stacked.shape)}", stacked
+
+
+def side_by_side(folder: str, width: int) -> Tensor:
+    """RI of the down_proj of the first blocks of a LLaMA-like checkpoint, so many columns of them."""
+    source, parts = Source(Path(folder)), []
+    while sum(part.shape[1] for part in parts) < width:
+        parts += source.read([f"model.layers.{len(parts)}.mlp.down_proj.weight"]).values()
+    return torch.cat([relative_importance(part) for part in parts], 1)[:, :width]
 
 
 def converged(columns: Tensor) -> Tensor:
@@ -73,10 +88,20 @@ def sort_every_pair(columns: Tensor, groups: Tensor) -> float:
     return 4 * spent
 
 
-def measure(name: str, score: Tensor, greedy: bool) -> None:
+def measure(name: str, score: Tensor, searches: dict[str, Callable[[], Tensor]]) -> None:
+    """Print what each of ``searches`` retains, and its seconds: by the clock, and of all processors."""
+    whole = score.topk(score.shape[1] // 2, dim=1).values.sum(dtype=torch.float64).item()
+    for label, search in searches.items():
+        began = time.perf_counter(), time.process_time()
+        order = search().flatten()
+        spent = time.perf_counter() - began[0], time.process_time() - began[1]
+        share = kept_score(score[:, order], PATTERN) / whole
+        line = {"score": name, "search": label, "retained": round(share, 5)}
+        print(json.dumps(line | {"seconds": round(spent[0], 3), "processor": round(spent[1], 3)}), flush=True)
+
+
+def compare(name: str, score: Tensor, greedy: bool) -> None:
     columns = score.T.contiguous()
-    half = score.shape[1] // 2
-    whole = score.topk(half, dim=1).values.sum(dtype=torch.float64).item()
     as_it_is = torch.arange(len(columns)).reshape(-1, PATTERN.group)
     searches: dict[str, Callable[[], Tensor]] = {
         "none": lambda: as_it_is,
@@ -85,35 +110,48 @@ def measure(name: str, score: Tensor, greedy: bool) -> None:
         "published, passes until they end": lambda: converged(columns),
         "grown": lambda: grown_groups(columns, PATTERN.kept, PATTERN.group),
         "lsa: grown, shuffled passes": lambda: find_order(score, PATTERN),
-        "lsa in 4 communities": lambda: find_order(score, PATTERN, communities=4),
     }
     if greedy:
         searches["greedy"] = lambda: greedy_groups(columns, as_it_is, PATTERN.kept)
         searches["greedy, 100 escapes"] = lambda: greedy_groups(columns, as_it_is, PATTERN.kept, 100)
-    for label, search in searches.items():
-        began = time.perf_counter()
-        order = search().flatten()
-        spent = time.perf_counter() - began
-        share = kept_score(score[:, order], PATTERN) / whole
-        print(json.dumps({"score": name, "search": label, "retained": round(share, 5), "seconds": round(spent, 3)}))
+    measure(name, score, searches)
     if greedy:
         spent = sort_every_pair(columns, heuristic_groups(columns, PATTERN.group))
         print(json.dumps({"score": name, "search": "sort every pair, no solver", "seconds": round(spent, 3)}))
+
+
+def curve(name: str, score: Tensor) -> None:
+    """What the searches for wide matrices retain: whole, grown only, and in communities."""
+    columns, width = score.T.contiguous(), score.shape[1]
+    searches: dict[str, Callable[[], Tensor]] = {
+        "none": lambda: torch.arange(width),
+        "heuristic": lambda: heuristic_groups(columns, PATTERN.group),
+        "grown": lambda: grown_groups(columns, PATTERN.kept, PATTERN.group),
+        "lsa": lambda: find_order(score, PATTERN),
+        "lsa in 4 communities": lambda: find_order(score, PATTERN, communities=4),
+        "lsa in 16 communities": lambda: find_order(score, PATTERN, communities=16),
+    }
+    if width <= WIDEST_PUBLISHED:
+        searches["lsa-published"] = lambda: find_order(score, PATTERN, "lsa-published")
+    measure(name, score, searches)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a folder")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 2048])
-    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--widths", type=int, nargs="*", default=[])
+    parser.add_argument("--rows", type=int, default=576)
     args = parser.parse_args()
-    measure("warm-up", heavy(256), greedy=True)
-    for name, score in real(args.model) if args.model else ():
-        measure(name, score, greedy=False)
+    compare("warm-up", heavy(256, 256), greedy=True)
+    for name, score in real(args.model) if args.model and args.sizes else ():
+        compare(name, score, greedy=False)
     for size in args.sizes:
-        measure(f"heavy {size}", heavy(size), greedy=True)
-    if args.wide:
-        measure("heavy 4096", heavy(4096), greedy=False)
+        compare(f"heavy {size}", heavy(size, size), greedy=size <= 2048)
+    for width in args.widths:
+        curve(f"heavy, {args.rows} x {width}", heavy(args.rows, width))
+        if args.model:
+            curve(f"side by side, {width}", side_by_side(args.model, width))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,8 @@ fixed scores, and of the N-th largest fixed score t_gr and the candidate's x_cr 
 and in an assignment of channels to groups, where every g and every c counts once, all but the last term
 is the same whatever is assigned: maximise the sum of L1 distances. No sorting per pair is needed.
 
-Three things differ from the published search, each of which retains more (docs/permutation.md has the figures):
-groups may be grown by assignment instead of dealt out (:func:`grown_groups`); passes are repeated while they gain,
-each over other slots (:func:`reassign_shuffled`); and a pass never makes things worse, since a tie or a rounded
-difference leaves a slot as it is.
-
-Cost of a pass: M distance matrices of K² R operations, and M assignments of K³ at worst; the assignments, on one core,
-are what counts from about two thousand groups on.
+Cost of a pass: M distance matrices of K² R operations, and M assignments of K³ at worst, on one core. The search of this
+package for its own use (``lsa.py``) stands on the same sum and computes neither.
 """
 
 from collections.abc import Iterable
@@ -28,8 +23,8 @@ from torch import Tensor
 
 # Rows at a time in a distance matrix: so few that a panel of all channels stays in the processor's cache.
 PANEL = 32
-# Repeated passes end when one gains less than this share of the retained score, or after so many.
-TOLERANCE, MOST_PASSES = 1e-4, 8
+# Numbers worked on at a time: so few that they stay in the processor's cache; a GPU wants more to do for each launch.
+CACHED, LAUNCHED = 1 << 18, 1 << 26
 
 
 def heuristic_groups(columns: Tensor, group: int) -> Tensor:
@@ -42,24 +37,9 @@ def heuristic_groups(columns: Tensor, group: int) -> Tensor:
     Returns:
         ``(K, M)`` int64. Slot s of the groups holds the s-th K channels of the ranking.
     """
-    slots = _ranked(columns).reshape(group, -1).clone()
+    slots = ranked(columns).reshape(group, -1).clone()
     slots[1::2] = slots[1::2].flip(1)
     return slots.T.contiguous()
-
-
-def grown_groups(columns: Tensor, kept: int, group: int) -> Tensor:
-    """Grow the groups a channel at a time, each time by the best assignment of the next K of the ranking.
-
-    Like :func:`heuristic_groups` every group gets a channel of each rank, but one that is large where the
-    group is not yet. Costs M−1 assignments, less than one pass of :func:`reassign`, and retains more.
-    """
-    slots = _ranked(columns).reshape(group, -1)
-    groups = slots[0][:, None]
-    for candidates in slots[1:]:
-        threshold = nth_largest(columns, groups, min(kept, groups.shape[1]))
-        chosen = _assign(l1_distances(threshold, columns[candidates]))
-        groups = torch.cat([groups, candidates[chosen][:, None]], 1)
-    return groups
 
 
 def reassign(columns: Tensor, groups: Tensor, kept: int, slots: Iterable[int] | None = None) -> Tensor:
@@ -84,37 +64,20 @@ def reassign(columns: Tensor, groups: Tensor, kept: int, slots: Iterable[int] | 
     return groups
 
 
-def reassign_shuffled(columns: Tensor, groups: Tensor, kept: int, seed: int) -> Tensor:
-    """Passes of :func:`reassign`, each over other slots, until one gains less than :data:`TOLERANCE`.
-
-    A pass over the same slots as before soon finds nothing more: shuffled slots take another channel out of each
-    group beside the others'.
-
-    Args:
-        columns: ``(I, R)``.
-        groups: ``(K, M)`` int64.
-        kept: N < M.
-        seed: of the shuffles.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    score = kept_sum(columns, groups, kept)
-    for _ in range(MOST_PASSES):
-        shuffle = torch.rand(groups.shape, generator=draw).argsort(1).to(groups.device)
-        groups = reassign(columns, groups.gather(1, shuffle), kept)
-        before, score = score, kept_sum(columns, groups, kept)
-        if score - before <= TOLERANCE * before:
-            break
-    return groups
-
-
 def nth_largest(columns: Tensor, groups: Tensor, n: int) -> Tensor:
     """The n-th largest score in each row of each group: ``(K, R)``."""
-    return _largest(columns, groups, n)[-1]
+    return torch.cat([_largest(columns, part, n)[-1] for part in groups.split(at_a_time(columns))])
 
 
 def kept_sum(columns: Tensor, groups: Tensor, kept: int) -> float:
     """The score that an N:M mask retains over these groups."""
-    return sum(part.sum(dtype=torch.float64).item() for part in _largest(columns, groups, kept))
+    parts = (_largest(columns, part, kept) for part in groups.split(at_a_time(columns)))
+    return sum(largest.sum(1, dtype=torch.float64).sum().item() for part in parts for largest in part)
+
+
+def at_a_time(values: Tensor) -> int:
+    """How many rows of ``values`` (…, R) to work on at a time on their device."""
+    return max(1, (CACHED if values.device.type == "cpu" else LAUNCHED) // max(1, values.shape[-1]))
 
 
 def l1_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -142,7 +105,7 @@ def _largest(columns: Tensor, groups: Tensor, n: int) -> list[Tensor]:
     return largest
 
 
-def _ranked(columns: Tensor) -> Tensor:
+def ranked(columns: Tensor) -> Tensor:
     """Channels by their sum, largest first, the lower index first among equals."""
     return columns.sum(1, dtype=torch.float64).argsort(descending=True, stable=True)
 

@@ -31,7 +31,7 @@ def heuristic(columns: Tensor, pattern: NM, seed: int) -> Tensor:
 
 def lsa(columns: Tensor, pattern: NM, seed: int) -> Tensor:
     """Grow the groups by assignment, then repeat step 2 over shuffled slots while it gains."""
-    from secateur.permute.assign import grown_groups, reassign_shuffled
+    from secateur.permute.lsa import grown_groups, reassign_shuffled
 
     return reassign_shuffled(columns, grown_groups(columns, pattern.kept, pattern.group), pattern.kept, seed)
 
