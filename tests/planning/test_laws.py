@@ -76,11 +76,11 @@ def test_the_bar_counts_the_tokens_of_the_plan(name, options, text, tmp_path):
 @pytest.fixture
 def counted(monkeypatch):
     """FLOPs that torch counts in passes over blocks, and in what is done to linears."""
-    flops = defaultdict(int)
+    flops: dict[str, int] = defaultdict(int)
 
     def count(owner, name, what):
         genuine = getattr(owner, name)
-        function = genuine.fget if isinstance(genuine, property) else genuine
+        function: Any = genuine.fget if isinstance(genuine, property) else genuine
 
         def counting(*args, **kwargs):
             with FlopCounterMode(display=False) as counter:
@@ -114,6 +114,7 @@ def test_flops_are_those_that_torch_counts(name, options, counted, text, tmp_pat
     passes, guard, grams = (planned.pop(what, 0) for what in ("forward passes", "guard", "Gram matrices"))
     assert passes + guard == counted["passes"]
     assert grams == counted["grams"]
+    planned.pop("search", None)  # which goes on as long as it gains
     assert sum(planned.values()) == counted["linears"]
 
 
@@ -164,9 +165,7 @@ def test_twice_the_samples_cost_twice_the_passes_and_nothing_else(options, tmp_p
 def test_stages_grow_with_the_width_as_their_arithmetic_does(tmp_path):
     """A factor of a Gram matrix with its cube, a product with the square of the width times the tokens."""
     recipe = Recipe(**SETTING | {"score": "sparsegpt", "reconstruct": "admm", "pattern": "2:4"})
-    small, large = (
-        amounts(save_wide(tmp_path / str(width), width), recipe) for width in (512, 1024)
-    )
+    small, large = (amounts(save_wide(tmp_path / str(width), width), recipe) for width in (512, 1024))
     growth = {key: large[key] / amount for key, amount in small.items()}
     assert growth["calibrate", "Gram matrices", "grams"] == 4
     assert growth["prune", "factors", "factored"] == growth["prune", "factors", "diagonalized"] == 8

@@ -34,7 +34,7 @@ class Disk:
     Attributes:
         read: of the model, each time that they are read.
         written: of the model that is written.
-        temporary: what lies there besides until the run ends: a GGUF file as a folder, and what finds no room in memory.
+        temporary: besides, until the run ends: a GGUF file as a folder, and what finds no room in memory.
     """
 
     read: int
@@ -176,10 +176,8 @@ def plan(
         flops=flops,
         costs=costs,
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
-        total=round(
-            seconds["load"] + max(seconds["read"], seconds["write"], sum(map(seconds.__getitem__, COMPUTING))), 3
-        ),
-        memory=memory_of(job, rates.device, rates.process),
+        total=round(seconds["load"] + max(seconds["read"], seconds["write"], computing), 3),
+        memory=memory,
         disk=Disk(
             read=job.stored_bytes + job.surveys * (job.stored_bytes - job.outer_parameters * stored.itemsize),
             written=job.stored_bytes,

@@ -84,7 +84,7 @@ class Tensors(Protocol):
 
 
 def footprint(task: Task, source: Tensors, model: PreTrainedModel, samples: Samples, device: torch.device) -> Footprint:
-    """That of pruning ``model``, the skeleton of what ``source`` holds, whose parameters have the dtype to compute in."""
+    """That of pruning ``model``, the skeleton of ``source``: its parameters have the dtype that is computed in."""
     computed = next(model.parameters()).dtype
     prefixes = tuple(block.prefix for block in task.blocks)
     outer = _held(source, [name for name in source.names() if not name.startswith(prefixes)], computed, device)
