@@ -3,8 +3,8 @@
     python benchmarks/plan.py MODEL [--samples 16 --length 512] [--recipes ria ria-2:4 best] [--widths 64 256 1024]
 
 Prunes MODEL, and random LLaMAs with its tokenizer, of four blocks and several widths, by several recipes; prints the
-seconds that were predicted and measured by stage, their ratios, and the same of memory. Each run is a process of its own
-that measures the rates anew: on a shared machine they change from minute to minute.
+seconds that were predicted and measured by stage, their ratios, and the same of memory. Each run is a process of its
+own that measures the rates anew: on a shared machine they change from minute to minute.
 """
 
 import argparse

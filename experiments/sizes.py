@@ -77,6 +77,33 @@ H100 = Rates(
 MACHINES = {"32 cores": (CPU, 1), "one H100": (H100, 1), "eight H100": (H100, 8)}
 
 
+OPENING = """\
+# What large models would take
+
+**Predictions**, by `secateur plan`, from configs alone: none of these runs was made. `python -m experiments.sizes`
+makes this page. 128 samples of 2,048 tokens; memory is that of one process at its peak, of which nothing is
+left out that waits there because there is room; temporary is what waits in a file instead. The slowest stage
+says where the time goes: blocks are read and written beside the rest.
+
+The numbers of weights, bytes and floating-point operations are exact. Times are as good as the rates below, and
+where those are assumed no better than a factor of a few."""
+LEFT_DENSE = """\
+of the weights in its blocks would **stay dense**: this family is not known by name, so
+its linears are found by walking it, and experts that are stacked in one tensor are no linears."""
+CLOSING = """
+## The rates
+
+Of the 32 cores: rounded from what one thread of an Emerald Rapids processor (AMX) did beside other work, times 32
+for products and 12 to 16 for what memory bounds: a guess at such a machine. Of the H100: `products` from a dense
+bfloat16 pass of two blocks as wide as LLaMA-7B's over 128 × 2,048 tokens, which took 0.53 s, and `pruned` from RIA at
+50 % of the same two blocks, 2.33 s; all others are assumed. Disks are assumed, 2 GB/s read and 1 GB/s written. Eight
+H100 are eight processes that share the samples and are dealt the reader groups of a block; what they say to each
+other is not counted.
+
+| per second | 32 cores | H100 |
+| --- | ---: | ---: |"""
+
+
 def show(text: str = "") -> None:
     """A line of the page."""
     sys.stdout.write(text + "\n")
@@ -85,6 +112,11 @@ def show(text: str = "") -> None:
 def hours(seconds: float) -> str:
     """With two digits."""
     return f"{seconds / 3600:.2g} h" if seconds >= 600 else f"{seconds / 60:.2g} min"
+
+
+def figure(rate: float | str) -> str:
+    """A rate, with two digits."""
+    return rate if isinstance(rate, str) else f"{rate:.2g}"
 
 
 def row(model: Path, name: str, machine: str) -> str:
@@ -107,68 +139,24 @@ def row(model: Path, name: str, machine: str) -> str:
 
 
 def main() -> None:
-    show("# What large models would take")
-    show()
-    show(
-        "**Predictions**, by `secateur plan`, from configs alone: none of these runs was made. `python -m experiments.sizes`"
-    )
-    show("makes this page. 128 samples of 2,048 tokens; memory is that of one process at its peak, of which nothing is")
-    show(
-        "left out that waits there because there is room; temporary is what waits in a file instead. The slowest stage"
-    )
-    show("says where the time goes: blocks are read and written beside the rest.")
-    show()
-    show(
-        "The numbers of weights, bytes and floating-point operations are exact. Times are as good as the rates below, and"
-    )
-    show("where those are assumed no better than a factor of a few.")
+    show(OPENING)
     for folder in (CONFIGS / name for name in ("Llama-3.1-8B", "Llama-3.1-70B", "Llama-3.1-405B", "DeepSeek-V3")):
         plan = secateur.plan(folder, rates=CPU, rate=lambda number: 1.0)
-        packed = [bound.model_bytes / GB for bound in plan.bounds]
-        show()
-        show(f"## {folder.name}")
-        show()
-        show(
-            f"{plan.parameters / 1e9:,.1f} billion weights, {plan.prunable / 1e9:,.1f} of them in linears that are pruned;"
-        )
-        show(
-            f"{packed[0]:,.0f} GB read and written, {packed[1]:,.0f} GB packed at 50 %, {packed[2]:,.0f} GB with int8 values."
-        )
-        if (dense := sum(plan.left_dense.values())) > 0.01:
-            show(
-                f"{100 * dense:.0f} % of the weights in its blocks would **stay dense**: this family is not known by name, so"
-            )
-            show("its linears are found by walking it, and experts that are stacked in one tensor are no linears.")
-        show()
-        show("| recipe | machine | memory | GPU memory | temporary | time | slowest stage |")
+        dense, packed, int8 = (bound.model_bytes / GB for bound in plan.bounds)
+        weights, prunable = plan.parameters / 1e9, plan.prunable / 1e9
+        show(f"\n## {folder.name}\n")
+        show(f"{weights:,.1f} billion weights, {prunable:,.1f} of them in linears that are pruned;")
+        show(f"{dense:,.0f} GB read and written, {packed:,.0f} GB packed at 50 %, {int8:,.0f} GB with int8 values.")
+        if (share := sum(plan.left_dense.values())) > 0.01:
+            show(f"{100 * share:.0f} % {LEFT_DENSE}")
+        show("\n| recipe | machine | memory | GPU memory | temporary | time | slowest stage |")
         show("| --- | --- | ---: | ---: | ---: | ---: | --- |")
         for name in RECIPES:
             for machine in MACHINES:
                 show(row(folder, name, machine))
-    show()
-    show("## The rates")
-    show()
-    show(
-        "Of the 32 cores: rounded from what one thread of an Emerald Rapids processor (AMX) did beside other work, times 32"
-    )
-    show(
-        "for products and 12 to 16 for what memory bounds: a guess at such a machine. Of the H100: `products` from a dense bfloat16 pass of two blocks as wide as"
-    )
-    show(
-        "LLaMA-7B's over 128 × 2,048 tokens, which took 0.53 s, and `pruned` from RIA at 50 % of the same two blocks, 2.33 s;"
-    )
-    show(
-        "all others are assumed. Disks are assumed, 2 GB/s read and 1 GB/s written. Eight H100 are eight processes that share"
-    )
-    show("the samples and are dealt the reader groups of a block; what they say to each other is not counted.")
-    show()
-    show("| per second | 32 cores | H100 |")
-    show("| --- | ---: | ---: |")
+    show(CLOSING)
     for field in fields(Rates):
-        a, b = (getattr(rates, field.name) for rates in (CPU, H100))
-        show(
-            f"| {field.name} | {a if isinstance(a, str) else f'{a:.2g}'} | {b if isinstance(b, str) else f'{b:.2g}'} |"
-        )
+        show(f"| {field.name} | {figure(getattr(CPU, field.name))} | {figure(getattr(H100, field.name))} |")
 
 
 if __name__ == "__main__":
