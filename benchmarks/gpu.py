@@ -16,6 +16,8 @@ it is known; DIR is the current folder by default.
 - ``fp8``: 2:4 against dense products of 8-bit floats (e4m3, one scale for each tensor);
 - ``decode``: packed weights against dense ones for 1 and 8 tokens, by pattern and type of values, their share of the
   bytes, and GB/s of weights;
+- ``prune``, ``prune_wide``: two blocks of LLaMA-7B's and of LLaMA-70B's width pruned on 128 x 2,048 tokens, beside two
+  plain forward passes: ``benchmarks/pruning_cost.py``, by recipe and stage. With ``--budget 500`` and only these;
 - ``norm``: the norm with a gather against ``torch.nn.functional.rms_norm``;
 - ``tests``: those of the suite that need a GPU.
 
@@ -265,6 +267,27 @@ def decode(log: Log, scale: Scale) -> None:
                 print(f"{shape[0]} × {shape[1]} {pattern} {values}, {share:.3f} of the bytes: {', '.join(cells)}")
 
 
+def prune_blocks(shape: str, log: Log, scale: Scale) -> None:
+    real = scale.device == "cuda" and scale is not SMOKE
+    size = ["--samples", "128", "--length", "2048", "--rounds", "1"] if real else ["--samples", "2", "--rounds", "0"]
+    recipes = ["50%", "2:4", "best"] if real else ["50%", "2:4"]
+    here = Path(__file__).parent
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        dense = Path(folder) / "dense"
+        random_model = [sys.executable, str(here / "random_models.py"), shape if real else "tiny", str(dense)]
+        subprocess.run([*random_model, "--blocks", "2"], check=True)
+        cost = [sys.executable, str(here / "pruning_cost.py"), str(dense), "--calibration", str(dense / "text.txt")]
+        cost += [*size, "--out", folder, "--device", scale.device, "--recipes", *recipes]
+        with subprocess.Popen(cost, stdout=subprocess.PIPE, text=True) as running:
+            try:
+                for line in running.stdout or ():
+                    print(line, end="", flush=True)
+                    if line.startswith("{"):
+                        log(shape=shape, **json.loads(line))
+            finally:
+                running.kill()
+
+
 def norm(log: Log, scale: Scale) -> None:
     from secateur.models.triton_norm import rms_norm_gather
 
@@ -295,6 +318,8 @@ SECTIONS: dict[str, tuple[Callable[[Log, Scale], None], int]] = {
     "fp8": (fp8, 20),
     "decode": (decode, 30),
     "norm": (norm, 10),
+    "prune": (partial(prune_blocks, "7b"), 120),
+    "prune_wide": (partial(prune_blocks, "70b"), 300),
     "tests": (tests, 60),
 }
 

@@ -7,9 +7,9 @@ the share of the score of the best half of each row that 2:4 retains. ``sort eve
 way to compute the matrix of assignment values: form every group with every candidate channel and take its
 largest scores. It is timed on one slot and multiplied by four.
 
-``--widths`` gives the curve of retained score against seconds at the widths of larger models, with ``--rows``: of the
-synthetic score, and, given a model, of RI of the down_proj of as many of its blocks as it takes, side by side: all write
-to the same residual space, so that channels resemble each other as those of one wide matrix do.
+``--widths`` gives the curve of retained score against seconds at the widths of larger models: of the synthetic score,
+with ``--rows``, and, given a model, of RI of the down_proj of as many of its blocks as it takes, side by side. All
+write to one residual space, so that their channels resemble each other as those of one wide matrix do.
 """
 
 import argparse
@@ -55,7 +55,8 @@ def real(folder: str) -> Iterator[tuple[str, Tensor]]:
 
 def side_by_side(folder: str, width: int) -> Tensor:
     """RI of the down_proj of the first blocks of a LLaMA-like checkpoint, so many columns of them."""
-    source, parts = Source(Path(folder)), []
+    source = Source(Path(folder))
+    parts: list[Tensor] = []
     while sum(part.shape[1] for part in parts) < width:
         parts += source.read([f"model.layers.{len(parts)}.mlp.down_proj.weight"]).values()
     return torch.cat([relative_importance(part) for part in parts], 1)[:, :width]

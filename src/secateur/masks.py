@@ -19,8 +19,8 @@ FEW = 16
 def select(score: Tensor, pattern: Pattern) -> Tensor:
     """The mask of largest total score under ``pattern``.
 
-    Exactly the asked number of weights is kept, rounded to the nearest integer for a share; among
-    equal scores that compete the first is kept, row by row.
+    Exactly the asked number of weights is kept, rounded to the nearest integer for a share. Among equal scores that
+    compete the first is kept: of a group or row from left to right, of a matrix row after row.
 
     Args:
         score: ``(O, I)``, floating point, finite.

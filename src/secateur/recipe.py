@@ -123,7 +123,7 @@ class Recipe:
     only loads through Secateur (gather), or any, with the masks mapped back and no longer N:M as stored (none)."""
 
     communities: Annotated[int, _PERMUTATION] = 1
-    """Split the channels into so many parts and search inside each: less work by that factor."""
+    """Split the channels into so many parts and search inside each, as the paper does: lsa needs it at no width."""
 
     compare_folds: Annotated[bool, _PERMUTATION] = False
     """Also report what the other ways to fold, and unstructured sparsity, would retain."""

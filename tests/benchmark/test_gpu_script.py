@@ -72,6 +72,13 @@ def test_packed_weights_and_a_model_are_told(script, tmp_path, capsys):
     assert "a dense model of half the width" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_what_pruning_costs_is_told(script, tmp_path):
+    rows = rows_of(script, "prune", tmp_path)
+    assert [row["recipe"] for row in rows] == ["50%", "2:4"]
+    assert all(row["shape"] == "7b" and row["ratio"] > 0 for row in rows)
+
+
 def test_the_norm_is_told(script, tmp_path, monkeypatch):
     norm = pytest.importorskip("secateur.models.triton_norm")
     monkeypatch.setattr(

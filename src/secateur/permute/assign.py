@@ -11,8 +11,8 @@ fixed scores, and of the N-th largest fixed score t_gr and the candidate's x_cr 
 and in an assignment of channels to groups, where every g and every c counts once, all but the last term
 is the same whatever is assigned: maximise the sum of L1 distances. No sorting per pair is needed.
 
-Cost of a pass: M distance matrices of K² R operations, and M assignments of K³ at worst, on one core. The search of this
-package for its own use (``lsa.py``) stands on the same sum and computes neither.
+Cost of a pass: M distance matrices of K² R operations, and M assignments of K³ at worst, on one core. Secateur's own
+search (``lsa.py``) stands on the same sum and computes neither.
 """
 
 from collections.abc import Iterable

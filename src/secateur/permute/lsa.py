@@ -1,12 +1,13 @@
 """Secateur's own search: groups grown by assignment, then passes over shuffled slots.
 
-It stands on the closed form of ``assign.py`` and differs from the published search in five things. Three of them retain more
-(docs/permutation.md has the figures): groups are grown by assignment instead of dealt out (:func:`grown_groups`);
-passes are repeated while they gain, each over other slots (:func:`reassign_shuffled`); and a pass never makes things
-worse. Two make it fast: a group is valued not with every channel but with the few that a matrix product finds best for
-it (``shortlist.py``), and the assignment is solved over those alone, K·k values instead of K².
+It stands on the closed form of ``assign.py`` and differs from the published search in four things. Two retain more:
+groups are grown by assignment instead of dealt out (:func:`grown_groups`), and passes are repeated while they gain,
+each over other slots (:func:`reassign_shuffled`). Two make it fast and lose nothing that could be told from noise
+(docs/permutation.md has the figures): a group is valued not with every channel but with the few that a matrix product
+finds best for it (``shortlist.py``), and the assignment is solved over those alone. What is listed may be wrong; what
+it is worth is computed from the scores themselves, so that the retained score never falls.
 
-Cost of a pass: M matrix products of K² R, and M assignments of K·k values.
+Cost of a pass: M products of matrices (K, 2R) and (2R, K), and M assignments of K·k values instead of K².
 """
 
 import lap
@@ -28,7 +29,7 @@ def grown_groups(columns: Tensor, kept: int, group: int) -> Tensor:
     """Grow the groups a channel at a time, each time by the best assignment of the next K of the ranking.
 
     As in the paper's step 1 every group gets a channel of each rank, but one that is large where the
-    group is not yet. Costs M−1 assignments, less than one pass of :func:`reassign_all`, and retains more.
+    group is not yet. Costs M−1 assignments, fewer than one pass of the paper's step 2, and retains more.
 
     Args:
         columns: ``(I, R)``.
@@ -113,9 +114,8 @@ def _solve(values: Tensor, listed: Tensor) -> Tensor:
     """
     count, each = listed.shape
     costs = values.amax(1, keepdim=True) - values
-    costs = (costs / costs.max().clamp_min(torch.finfo(torch.float32).tiny) * STEPS).round_()
+    costs = (costs / costs.max().clamp_min(torch.finfo(torch.float32).tiny) * STEPS).round_().double()
     starts = torch.arange(0, count * each + 1, each, dtype=torch.int32)
-    chosen, _ = lap.lapmod(
-        count, costs.flatten().double().cpu().numpy(), starts.numpy(), listed.flatten().int().cpu().numpy(), return_cost=False
-    )
+    sparse = (costs.flatten().cpu().numpy(), starts.numpy(), listed.flatten().int().cpu().numpy())
+    chosen, _ = lap.lapmod(count, *sparse, return_cost=False)
     return torch.from_numpy(chosen).to(listed.device, torch.int64)

@@ -16,7 +16,7 @@ def find_order(score: Tensor, pattern: NM, search: str = "lsa", *, communities: 
         pattern: N:M.
         search: one of :data:`~secateur.permute.searches.SEARCHES`, or ``none``: the columns as they are.
         communities: split the columns into so many parts and search inside each (RIA, Appendix F.2): less
-            work by that factor. Channels of all ranks are in every part.
+            work for the published searches, by that factor. Channels of all ranks are in every part.
         seed: of what is drawn at random.
 
     Returns:

@@ -1,7 +1,7 @@
 """Which channels would do a group most good: one matrix product in place of the distances between all pairs.
 
-What group g retains with channel c beside its fixed ones is, but for what depends on g or on c alone, −Σ_r min(t_gr, x_cr)
-(``assign.py``). The smaller of two numbers is a smooth kernel, and so nearly a sum of few products:
+What group g retains with channel c beside its fixed ones is Σ_r max(t_gr, x_cr), and so −Σ_r min(t_gr, x_cr), but for
+what depends on g or on c alone (``assign.py``). The smaller of two numbers is nearly a sum of few products:
 
     min(t, x) ≈ a(t) + b(x) + Σ_l f_l(t) g_l(x)
 
@@ -49,7 +49,7 @@ def shortlist(thresholds: Tensor, candidates: Tensor, count: int) -> Tensor:
 
 
 def _factors(thresholds: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers ``(K, R·TERMS)`` whose products are about Σ_r min(t, x), but for a scale and what concerns one side alone."""
+    """Integers ``(K, R·TERMS)`` with products of nearly Σ_r min(t, x), but for a scale and what is one side's alone."""
     tiny = torch.finfo(torch.float32).tiny
     # Rows differ in size, and not much in shape.
     unit = ((thresholds.mean(0) + candidates.mean(0)) / 2).clamp_min(tiny)
@@ -59,10 +59,9 @@ def _factors(thresholds: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     size = unit.sqrt()  # on each side, so that each row counts by its unit
     length = (EXACT**0.5 - (TERMS * len(unit)) ** 0.5 / 2) / size.norm().item()  # rounding may add half of one to each
     dtype = torch.bfloat16 if thresholds.is_cuda or has_fast_bfloat16() else torch.float32
-    return tuple(
-        _look_up(values, (width * unit).clamp_min(tiny), table * (length / table.norm(dim=1).max().clamp_min(1e-30)), size, dtype)
-        for values, table in zip((thresholds, candidates), tables, strict=True)
-    )
+    widths = (width * unit).clamp_min(tiny)
+    f, g = (table * (length / table.norm(dim=1).max().clamp_min(1e-30)) for table in tables)
+    return _look_up(thresholds, widths, f, size, dtype), _look_up(candidates, widths, g, size, dtype)
 
 
 def _sample(values: Tensor, unit: Tensor) -> Tensor:
@@ -78,7 +77,7 @@ def _histogram(sample: Tensor, width: float) -> Tensor:
 
 
 def _singular_functions(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """f and g at the bins, each ``(BINS, TERMS)``: min less its means, where t falls into bins by ``p`` and x by ``q``."""
+    """f and g at the bins, each ``(BINS, TERMS)``, where t falls into the bins with shares ``p`` and x with ``q``."""
     bins = torch.arange(BINS, dtype=torch.float64)
     kernel = torch.minimum(bins[:, None], bins[None])
     kernel = kernel - (p @ kernel)[None] - (kernel @ q)[:, None] + p @ kernel @ q
@@ -90,7 +89,7 @@ def _singular_functions(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _look_up(values: Tensor, width: Tensor, table: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows of ``table`` (BINS, TERMS) for the bins of ``values`` (K, R), times ``size`` (R,), as integers (K, R·TERMS)."""
+    """The rows of ``table`` (BINS, TERMS) for the bins of ``values`` (K, R), times ``size`` (R,), as integers."""
     table, size = table.float().to(values.device), size.repeat_interleave(TERMS)
     factors = torch.empty(len(values), len(size), dtype=dtype, device=values.device)
     at_once = at_a_time(factors)
