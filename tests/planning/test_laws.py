@@ -106,7 +106,7 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize("options", RECIPES, ids=str)
-@pytest.mark.parametrize("name", ["llama-gqa-tied", "gpt2", "falcon-40b", "gpt-j"])
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "gpt2", "gpt-j"])
 def test_flops_are_those_that_torch_counts(name, options, counted, text, tmp_path):
     model, recipe = pico.save(name, tmp_path / "dense"), recipe_of(text, **options)
     secateur.prune(model, tmp_path / "pruned", recipe)
@@ -125,7 +125,7 @@ def test_flops_of_experts_are_those_of_the_tokens_that_come_to_them(counted, tex
     assert 0.9 * planned < counted["passes"] <= planned  # a pass that observes ends before the last expert's output
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
 @pytest.mark.parametrize("name", pico.ALL)
 def test_what_is_written_has_the_planned_bytes(name, dtype, tmp_path):
     model, recipe = pico.save(name, tmp_path / "dense", dtype), Recipe(score="magnitude")
