@@ -2,7 +2,14 @@ import pytest
 import torch
 
 import secateur
-from secateur.devices import bfloat16_products, choose_calibration_dtype, choose_dtype, full_precision
+from secateur import devices
+from secateur.devices import (
+    bfloat16_products,
+    choose_calibration_dtype,
+    choose_dtype,
+    free_memory,
+    full_precision,
+)
 from secateur.digests import tensors_digest
 from secateur.recipe import Recipe
 from tests import pico
@@ -84,3 +91,15 @@ def test_bfloat16_products_are_for_a_while():
     with pytest.raises(KeyError), bfloat16_products():
         raise KeyError
     assert state() == before
+
+
+@pytest.mark.parametrize(("most", "free"), [("1000000", 650_000), ("300000", 0), ("max", None), (None, None)])
+def test_a_container_has_no_more_than_it_is_given(most, free, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
+    machine = free_memory(torch.device("cpu"))
+    if most:
+        (tmp_path / "memory.max").write_text(f"{most}\n")
+        (tmp_path / "memory.current").write_text("400000\n")
+        (tmp_path / "memory.stat").write_text("anon 350000\ninactive_file 50000\nactive_file 0\n")
+    now = free_memory(torch.device("cpu"))
+    assert now == free if free is not None else now > machine / 4

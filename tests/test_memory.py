@@ -61,6 +61,18 @@ def test_a_place_that_is_free_again_is_used_again(tmp_path):
         assert room._file._end == 3 * 8 * 8
 
 
+def test_what_takes_the_place_of_another_may_have_another_size(tmp_path):
+    with Room({CPU: 0}, tmp_path) as room:
+        shelf = Shelf(room)
+        for size in (3, 5, 2, 5):
+            shelf.append(torch.arange(size))
+        shelf[1] = torch.arange(9.0)
+        shelf.append(torch.arange(5))
+        assert [len(tensor) for tensor in shelf] == [3, 9, 2, 5, 5]
+        assert torch.equal(shelf[1], torch.arange(9.0))
+        assert torch.equal(shelf[3], torch.arange(5))
+
+
 def test_without_a_bound_nothing_moves():
     room, tensor = Room(), torch.ones(3)
     assert room.keep(tensor, aside=True).get() is tensor

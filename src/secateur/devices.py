@@ -1,14 +1,17 @@
 """Where to compute, in which precision, and how much memory there is."""
 
 import ctypes
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from secateur.errors import InputError, reason
 
+CGROUP = Path("/sys/fs/cgroup")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -107,12 +110,22 @@ def threads(number: int) -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on ``device`` now: of a CUDA device its own, else the machine's."""
+    """Bytes that are free on ``device`` now: of a CUDA device its own, else the machine's, or the container's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return max(0, int(min(psutil.virtual_memory().available, _free_in_group())))
+
+
+def _free_in_group() -> float:
+    """Bytes that the control group of this process may take yet (cgroup v2); infinite where nothing bounds it."""
+    try:
+        most, now = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        facts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return most - now + int(facts["inactive_file"])  # which counts, and gives way
+    except (OSError, ValueError, KeyError):  # there is no such group, or its most is "max"
+        return math.inf
 
 
 def resident_memory() -> int:

@@ -65,10 +65,14 @@ class Room:
 
 
 class Kept:
-    """A tensor that waits in a room. Its place is free for others once this is gone."""
+    """A tensor that waits in a room. Its place is free for others once this is gone.
+
+    Attributes:
+        size: in bytes.
+    """
 
     def __init__(self, tensor: Tensor, place: "_InMemory | _InFile") -> None:
-        self._place, self._device, self._size = place, tensor.device, tensor.nbytes
+        self._place, self._device, self.size = place, tensor.device, tensor.nbytes
         self.set(tensor)
 
     def get(self) -> Tensor:
@@ -77,7 +81,7 @@ class Kept:
 
     def set(self, tensor: Tensor) -> None:
         """Let another tensor of as many bytes wait in its stead."""
-        assert tensor.nbytes == self._size
+        assert tensor.nbytes == self.size
         self._place.put(tensor)
 
 
@@ -95,7 +99,10 @@ class Shelf:
         return self._kept[index].get()
 
     def __setitem__(self, index: int, tensor: Tensor) -> None:
-        self._kept[index].set(tensor)
+        if tensor.nbytes == self._kept[index].size:
+            self._kept[index].set(tensor)
+        else:
+            self._kept[index] = self._room.keep(tensor)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (kept.get() for kept in self._kept)

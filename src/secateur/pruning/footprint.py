@@ -9,6 +9,7 @@ The numbers of copies are those of the code, rounded up; docs/memory.md compares
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 from secateur.devices import free_memory, resident_memory
 from secateur.errors import InputError
 from secateur.models.blocks import Block
-from secateur.models.spaces import judged_together, reader_groups
+from secateur.models.spaces import Linear, judged_together, reader_groups
 from secateur.pruning.order import SURVEYED_ROWS
 from secateur.pruning.prepare import Samples, Task
 from secateur.scores import SCORES
@@ -28,11 +29,15 @@ from secateur.stats.inputs import gram_bytes
 
 # Of the memory that is free at the start, what a run takes unless it is told: others may want some.
 SHARE = 0.9
+# What libraries take when they are first used, as for compiled kernels, and what the allocator holds between two trims.
+OVERHEAD = 256 << 20
 # The block that is computed with, the one after, which is read, and the one before, which is written.
 STORED = 3
 FLOAT = torch.float32.itemsize
 # Float32 copies of a weight while its score and mask are found, and during a step.
 SCORING, STEPPING = 6, 12
+# Masks of a linear that is judged: the first, the current one, and that of a step.
+MASKS = 3
 # Float32 copies of all scores that an order is searched for.
 SEARCHING = 4
 # A Gram matrix: copies of it as it is, with the factor of its inverse, and with its spectrum.
@@ -61,7 +66,8 @@ class Footprint:
 
     def takes(self, device: torch.device) -> Mapping[torch.device, int]:
         """What must fit, by device."""
-        stored, computing = self.outer[0] + self.block[0], self.outer[1] + self.block[1] + self.work
+        stored = self.outer[0] + self.block[0] + OVERHEAD
+        computing = self.outer[1] + self.block[1] + self.work
         host = torch.device("cpu")
         return {host: stored + computing} if device.type == "cpu" else {device: computing, host: stored}
 
@@ -91,15 +97,13 @@ def footprint(task: Task, source: Tensors, model: PreTrainedModel, samples: Samp
     blocks = [_held(source, source.names(block.prefix), computed, device) for block in task.blocks]
     copies = STORED + bool(source.stacks.members)  # a stack is read layer by layer, and then joined
     blocks = [(copies * stored, inside) for stored, inside in blocks]
-    tokens = max((batch.numel() for batch in samples.batches), default=0)
-    length = max((batch.shape[1] for batch in samples.batches), default=0)
-    works = [_work(task, block, model, tokens, length, computed.itemsize) for block in task.blocks]
-    return Footprint(
-        outer,
-        max(blocks, key=sum, default=(0, 0)),
-        max(works, default=0),
-        max((_waiting(task, block, samples.held_out > 0) for block in task.blocks), default=0),
-    )
+    pruned, width = [block for block in task.blocks if block.linears], model.config.get_text_config().hidden_size
+    works = [
+        max(_observing(task, block, model, samples), _ordering(task, block, width), _pruning(task, block))
+        for block in pruned
+    ]
+    waiting = [_waiting(task, block, guarded=samples.held_out > 0) for block in pruned]
+    return Footprint(outer, max(blocks, key=sum), max(works), max(waiting))
 
 
 def _held(source: Tensors, names: Iterable[str], computed: torch.dtype, device: torch.device) -> tuple[int, int]:
@@ -112,51 +116,68 @@ def _held(source: Tensors, names: Iterable[str], computed: torch.dtype, device: 
     return stored, inside
 
 
-def _work(task: Task, block: Block, model: PreTrainedModel, tokens: int, length: int, itemsize: int) -> int:
-    """The most that is needed beside a block at a time: observing, ordering or pruning it."""
-    recipe, config = task.recipe, model.config.get_text_config()
+def _observing(task: Task, block: Block, model: PreTrainedModel, samples: Samples) -> int:
+    """Activations of one batch and what statistics make of them, with one Gram matrix."""
+    config, itemsize = model.config.get_text_config(), next(model.parameters()).dtype.itemsize
     shapes = {linear: block.weight(linear).shape for linear in block.linears}
-    if not shapes:
-        return 0
-    widest = max(shape[1] for shape in shapes.values())
-    gram = gram_bytes(widest) if recipe.needs_gram else 0
-
-    # Each token passes some experts of a stack and not all; they are all of one shape.
+    tokens = max((batch.numel() for batch in samples.batches), default=0)
+    length = max((batch.shape[1] for batch in samples.batches), default=0)
+    widest = max((columns for _, columns in shapes.values()), default=0)
+    # Each token passes some experts of a stack and not all, and they are all of one shape.
     often = getattr(config, "num_experts_per_tok", 1)
-    put_out = sum(o * (often if x.stack else 1) for x, (o, _) in shapes.items() if not x.expert)
-    eager = getattr(config, "_attn_implementation", None) == "eager"
-    scores = config.num_attention_heads * length * (itemsize + 2 * FLOAT) if eager else 0
-    observing = tokens * (itemsize * (OUTPUTS * put_out + STATES * config.hidden_size) + 2 * FLOAT * widest + scores)
+    put_out = sum(rows * (often if x.stack else 1) for x, (rows, _) in shapes.items() if not x.expert)
+    states = itemsize * (OUTPUTS * put_out + STATES * config.hidden_size) + 2 * FLOAT * widest
+    if getattr(config, "_attn_implementation", None) == "eager":
+        states += config.num_attention_heads * length * (itemsize + 2 * FLOAT)
+    return tokens * states + (gram_bytes(widest) if task.recipe.needs_gram else 0)
 
-    readers: dict[str, int] = {}
-    for linear, (o, i) in shapes.items():
-        readers[linear.reads or linear.name] = readers.get(linear.reads or linear.name, 0) + o * i
-    inner = [size for space, size in readers.items() if task.family.rules.get(space, "model") != "model"]
-    surveyed = 3 * FLOAT * SURVEYED_ROWS * config.hidden_size
-    ordering = max(SEARCHING * FLOAT * max(inner, default=0), surveyed) if recipe.orders_channels else 0
-    if recipe.orders_channels and recipe.fold != "exact":
-        ordering = max(ordering, SEARCHING * FLOAT * max(readers.values()))
 
-    largest = max(o * i for o, i in shapes.values())
-    factors = SPECTRAL if recipe.reconstruct == "admm" else PLAIN
-    if "sparsegpt" in (recipe.score, recipe.reconstruct) or SCORES[recipe.score].needs_gram:
-        factors = max(factors, FACTORED)
-    masks = max(sum(_size(shapes[x]) for x in group) for group in judged_together(block.linears))
+def _ordering(task: Task, block: Block, width: int) -> int:
+    """The scores that an order is searched for; those of the survey, of ``width`` channels, wait for it as well."""
+    recipe, rules = task.recipe, task.family.rules
+    if not recipe.orders_channels:
+        return 0
+    inner: Counter[str] = Counter()
+    for linear in block.linears:
+        if linear.reads and rules.get(linear.reads, "model") != "model":
+            inner[linear.reads] += _size(block, [linear])
+    searched = [*inner.values(), max(_size(block, [linear]) for linear in block.linears)]
+    if recipe.fold == "gather" or recipe.compare_folds:
+        searched += [_size(block, group) for group in reader_groups(block.linears)]
+    return SEARCHING * FLOAT * max(*searched, SURVEYED_ROWS * width) + _factors(task, block, ordering=True)
+
+
+def _pruning(task: Task, block: Block) -> int:
+    """Copies of one linear, the masks of all that are judged with it, and a Gram matrix with its factors."""
+    recipe = task.recipe
     copies = STEPPING if recipe.steps or recipe.sweeps else SCORING
-    pruning = copies * FLOAT * largest + masks + factors * gram
-    return max(observing + gram, ordering + (factors * gram if SCORES[recipe.score].needs_gram else 0), pruning)
+    largest = max(_size(block, [linear]) for linear in block.linears)
+    judged = max(_size(block, group) for group in judged_together(block.linears))
+    return copies * FLOAT * largest + MASKS * judged + _factors(task, block)
+
+
+def _factors(task: Task, block: Block, *, ordering: bool = False) -> int:
+    """The largest Gram matrix, and what is computed from it: of scores alone while an order is searched."""
+    recipe = task.recipe
+    by_score = SCORES[recipe.score].needs_gram
+    if not (by_score if ordering else recipe.needs_gram):
+        return 0
+    copies = FACTORED if by_score or recipe.reconstruct == "sparsegpt" else PLAIN
+    if recipe.reconstruct == "admm" and not ordering:
+        copies = SPECTRAL
+    return copies * max(gram_bytes(block.weight(linear).shape[1]) for linear in block.linears)
+
+
+def _size(block: Block, linears: Iterable[Linear]) -> int:
+    """The number of weights."""
+    return sum(block.weight(linear).numel() for linear in linears)
 
 
 def _waiting(task: Task, block: Block, guarded: bool) -> int:
     """Gram matrices of a block, and where steps are judged, weights before and after a step and as stored."""
-    grams = [gram_bytes(block.weight(group[0]).shape[1]) for group in reader_groups(block.linears)]
-    judged = [sum(_size(block.weight(x).shape) for x in group) for group in judged_together(block.linears)]
-    weights = 3 * FLOAT * max(judged, default=0) if guarded else 0
-    return (sum(grams) if task.recipe.needs_gram else 0) + weights
-
-
-def _size(shape: torch.Size) -> int:
-    return shape[0] * shape[1]
+    grams = sum(gram_bytes(block.weight(group[0]).shape[1]) for group in reader_groups(block.linears))
+    judged = max(_size(block, group) for group in judged_together(block.linears))
+    return (grams if task.recipe.needs_gram else 0) + (3 * FLOAT * judged if guarded else 0)
 
 
 def places(takes: Footprint, task: Task, device: torch.device) -> tuple[Places, Places]:

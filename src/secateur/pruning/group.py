@@ -1,4 +1,4 @@
-"""Prune the linears that share their inputs: masks first, then steps that the guard may take back."""
+"""Prune the linears that are judged together: masks first, then steps that the guard may take back."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def prune_group(visit: Visit, group: Sequence[Linear], task: Task) -> None:
             stats = visit.stats.pop(linear.name, None)
             pruning = LinearPruning(name, weight, task.patterns[name], stats, task.recipe, block.device, room)
             readers[-1].append(pruning)
-        readers[-1][0].forget()
+        _forget(readers[-1])
     prunings = [pruning for several in readers for pruning in several]
 
     def error() -> float:
@@ -53,7 +53,7 @@ def prune_group(visit: Visit, group: Sequence[Linear], task: Task) -> None:
         for several in readers:
             for pruning in several:
                 pruning.step(step)
-            several[0].forget()
+            _forget(several)
         after = error()
         kept = after <= before
         if guard is not None:
@@ -71,6 +71,12 @@ def prune_group(visit: Visit, group: Sequence[Linear], task: Task) -> None:
         pruned = pruning.weight
         block.stored(linear, visit.tensors).copy_(pruned)
         block.weight(linear).copy_(pruned)
+
+
+def _forget(readers: Sequence[LinearPruning]) -> None:
+    """Free the factors that these have shared, before others make theirs."""
+    for pruning in readers:
+        pruning.forget()
 
 
 def _dense(visit: Visit, linear: Linear) -> Tensor | Kept:

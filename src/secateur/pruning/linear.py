@@ -164,7 +164,7 @@ class LinearPruning:
             self._take(name, *RECONSTRUCTIONS[method](pruned))
 
     def forget(self) -> None:
-        """Free what has been computed from the Gram matrix, for those who read at the same place as well."""
+        """Free what has been computed from the Gram matrix; it is computed anew when it is needed."""
         for stats in (self._inputs, self._stats):
             if stats is not None:
                 stats.forget()

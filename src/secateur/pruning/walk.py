@@ -12,8 +12,8 @@
 share, is the same walk with other work in the middle. The walk is given where blocks come from and go to (a
 :class:`Store`), how samples move (:class:`~secateur.calibrate.calibration.Calibration`) and what is done to a block.
 
-Memory: one block, its statistics, and the hidden states of the samples. All that a visit holds is free before the next
-block is read.
+Memory: one block, and what is needed of its statistics at a time. Hidden states and the rest of the statistics wait
+where there is room (docs/memory.md). What a visit holds is free before the next one begins, but for what is written.
 """
 
 from collections.abc import Callable, Sequence
