@@ -26,9 +26,3 @@ def test_a_plan_says_stages_memory_and_sizes(dense, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for words in ("forward passes", "hidden states", "packed int8", "tokens/s at most", "within a factor of two"):
         assert words in shown
-
-
-@pytest.mark.parametrize("options", [["--plan"], ["--plan", "--pattern", "2:4"], ["--sparsity", "0.5"]], ids=" ".join)
-def test_bench_says_what_plans_now(dense, options, capsys):
-    assert run("bench", dense, *options) == 2
-    assert f"secateur plan {dense}" in " ".join(capsys.readouterr().err.replace("\n", "").split())
