@@ -119,7 +119,7 @@ def plan_notes(result: Plan) -> list[str]:
     if result.tokens:
         notes.append(f"blocks are run on {result.tokens:,} tokens in all")
     notes.append(
-        f"times are expected within a factor of two on a quiet machine, computing on {result.rates.device} in "
+        f"times are estimates for a machine that does nothing else, computing on {result.rates.device} in "
         f"{result.rates.dtype}; fetching model and text from the hub comes on top"
     )
     for where, parts, free in (

@@ -104,9 +104,9 @@ def plan(
 ) -> Plan:
     """Predict what pruning ``model`` by ``recipe`` takes, and what packing the result would save.
 
-    Counts and sizes are exact; times and memory are estimates (docs/sizes.md says how good). Sizes of packed models
-    are those that ``secateur pack`` writes of a bfloat16 checkpoint. Bounds on the speed of generating leave out the
-    KV cache and the activations, which are read as well: real times can only be longer.
+    Counts and sizes are exact, operations of the search for orders excepted; times and memory are estimates. Sizes of
+    packed models are those that ``secateur pack`` writes of a bfloat16 checkpoint. Bounds on the speed of generating
+    leave out the KV cache and the activations, which are read as well: real times can only be longer.
 
     Args:
         model: a hub name, a folder that may hold nothing but its config, or a ``.gguf`` file.
