@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from secateur.recipe import Recipe
     from secateur.runtime.generation import generate
     from secateur.runtime.loading import load
-    from secateur.verification import verify
+    from secateur.sweeps.sweep import sweep
+    from secateur.verification.verify import verify
 
     __version__: str
 
@@ -36,6 +37,7 @@ __all__ = [
     "plan",
     "prune",
     "prune_module",
+    "sweep",
     "unpack",
     "verify",
 ]
@@ -51,8 +53,9 @@ _HOMES = {
     "plan": "secateur.planning.plan",
     "prune": "secateur.pruning.folder",
     "prune_module": "secateur.pruning.module",
+    "sweep": "secateur.sweeps.sweep",
     "unpack": "secateur.packing",
-    "verify": "secateur.verification",
+    "verify": "secateur.verification.verify",
 }
 
 

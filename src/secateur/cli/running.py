@@ -21,6 +21,7 @@ def generate(
     dtype: str = "auto",
     device: str = "auto",
     form: str = "auto",
+    memory: str | None = None,
     json: Json = False,
 ) -> None:
     """Continue PROMPT with MODEL, and say how many tokens a second that takes.
@@ -39,11 +40,14 @@ def generate(
         auto (a GPU if there is one), cpu, cuda, …
     form
         On a GPU, what pruned linears multiply with: auto (the fastest for each number of tokens), dense, 2:4 or packed.
+    memory
+        How much of the device's memory may be used, such as 8GB; by default what is free. A model that needs more is
+        read from disk once for each token.
     """
     from secateur.console.speed import choices_table, speed_text
     from secateur.console.terminal import err, out
 
-    result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype, device=device, form=form)
+    result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype, device=device, form=form, memory=memory)
     if json:
         print_json(dataclasses.asdict(result))
     else:
