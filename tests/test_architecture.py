@@ -22,7 +22,13 @@ LAYERS = [
     ["models", "data"],  # what they work on
     ["checkpoint", "calibrate"],  # where weights and statistics come from
     ["pruning", "runtime", "packing", "inspection"],  # the main job, and running what it wrote
-    ["verification", "evaluation", "benchmark", "sweeps"],  # what a written model is worth
+    [
+        "verification",
+        "evaluation",
+        "benchmark",
+        "planning",
+        "sweeps",
+    ],  # what a model is worth, or one to come would take
     ["", "demo", "console", "cli", "__main__"],  # how people reach all of it
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -10,10 +10,10 @@ from secateur.errors import InputError
 
 if TYPE_CHECKING:
     from secateur.benchmark.measuring import bench
-    from secateur.benchmark.plan import plan
     from secateur.evaluation.evaluate import evaluate
     from secateur.inspection import inspect
     from secateur.packing import pack, unpack
+    from secateur.planning.plan import plan
     from secateur.pruning.folder import prune
     from secateur.pruning.module import prune_module
     from secateur.recipe import Recipe
@@ -50,7 +50,7 @@ _HOMES = {
     "inspect": "secateur.inspection",
     "load": "secateur.runtime.loading",
     "pack": "secateur.packing",
-    "plan": "secateur.benchmark.plan",
+    "plan": "secateur.planning.plan",
     "prune": "secateur.pruning.folder",
     "prune_module": "secateur.pruning.module",
     "sweep": "secateur.sweeps.sweep",
