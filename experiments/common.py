@@ -1,16 +1,17 @@
-"""What the experiments share: their arguments, and one row of a table."""
+"""What the experiments share: their arguments, and the sweep behind a table."""
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import secateur
 from secateur.recipe import Recipe
+from secateur.sweeps.results import Entry, Results
 
 
 def parser(doc: str | None, data: bool = True) -> argparse.ArgumentParser:
@@ -24,12 +25,18 @@ def parser(doc: str | None, data: bool = True) -> argparse.ArgumentParser:
         arguments.add_argument("--data", nargs="+", default=["wikitext2"], help="texts to evaluate on")
         arguments.add_argument("--window", type=int)
         arguments.add_argument("--limit", type=int)
+        arguments.add_argument("--keep", type=Path, help="keep all rows in this folder, and use those that are there")
     return arguments
+
+
+def setting_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What all recipes have in common: they are calibrated as the arguments say."""
+    return {"calibration": args.calibration, "samples": args.samples, "length": args.length}
 
 
 def recipe_of(args: argparse.Namespace, **setting: Any) -> Recipe:
     """The recipe of ``setting``, calibrated as the arguments say."""
-    return Recipe.from_dict(setting | {"calibration": args.calibration, "samples": args.samples, "length": args.length})
+    return Recipe.from_dict(setting | setting_of(args))
 
 
 def target_of(pattern: str) -> dict[str, str | float]:
@@ -37,19 +44,32 @@ def target_of(pattern: str) -> dict[str, str | float]:
     return {"sparsity": float(pattern.strip("%")) / 100} if pattern.endswith("%") else {"pattern": pattern}
 
 
-def perplexities(args: argparse.Namespace, model: str | Path) -> dict[str, float]:
-    """The perplexity of ``model`` on each text, by the text's name."""
-    (result,) = secateur.evaluate(model, args.data, window=args.window, limit=args.limit)
-    return {f"perplexity {name}": round(text.perplexity, 2) for name, text in zip(args.data, result.texts, strict=True)}
+def swept(args: argparse.Namespace, axes: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> Results:
+    """Every combination of ``axes``, of the model and the texts that the arguments name.
+
+    Args:
+        base: what all recipes have in common besides.
+
+    Raises:
+        InputError: when one of them failed.
+    """
+    grid = {
+        "models": [args.model],
+        "base": dict(base or {}) | setting_of(args),
+        "grid": dict(axes),
+        "evaluate": {"data": args.data, "window": args.window, "limit": args.limit},
+    }
+    with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as home:
+        results = secateur.sweep(grid, Path(home) / "sweep", keep_models=args.keep is not None)
+    if results.failed:
+        raise secateur.InputError(f"{results.failed[0].row}: {results.failed[0].outcome.failure}")
+    return results
 
 
-def prune_and_measure(args: argparse.Namespace, **setting: Any) -> tuple[dict[str, Any], dict[str, float]]:
-    """Prune by ``setting``: the manifest, and the perplexities of what was written, which is deleted again."""
-    with tempfile.TemporaryDirectory() as home:
-        manifest = secateur.prune(args.model, Path(home) / "pruned", recipe_of(args, **setting))
-        measured = perplexities(args, Path(home) / "pruned")
-        shutil.rmtree(Path(home) / "pruned")
-    return manifest, measured
+def perplexities(entry: Entry) -> dict[str, float]:
+    """The perplexity of a row on each text, by the text's name."""
+    texts = entry.outcome.evaluation.texts if entry.outcome.evaluation else ()
+    return {f"perplexity {text.data}": round(text.perplexity, 2) for text in texts}
 
 
 def show(row: Mapping[str, Any]) -> None:

@@ -12,14 +12,12 @@ Speeds want a quiet machine, and pruning takes long: with ``--keep``, models and
 already are taken from there.
 """
 
-import argparse
-import json
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from common import parser, perplexities, recipe_of, show, target_of
+from common import parser, perplexities, show, swept, target_of
 
 import secateur
 from secateur.benchmark.plot import check_plot
@@ -28,18 +26,6 @@ from secateur.recipe import Recipe
 
 Row = dict[str, Any]
 INK = "#1a1a1a"
-
-
-def quality(args: argparse.Namespace, pattern: str, folder: Path) -> Row:
-    """The perplexities of the model pruned to ``pattern``, which is left in ``folder``."""
-    cache = folder.with_name(f"{folder.name}.json")
-    if not folder.exists():
-        cache.unlink(missing_ok=True)
-        preset = Recipe.load(args.recipe).to_dict() | {"pattern": None, "sparsity": None}
-        secateur.prune(args.model, folder, recipe_of(args, **preset | target_of(pattern)))
-    if not cache.exists():
-        cache.write_text(json.dumps(perplexities(args, folder)), encoding="utf-8")
-    return json.loads(cache.read_text(encoding="utf-8"))
 
 
 def speed(folder: Path, rounds: int) -> Row:
@@ -88,24 +74,24 @@ def main() -> None:
     arguments.add_argument("--recipe", default="best")
     arguments.add_argument("--patterns", nargs="+", default=["2:4", "4:8", "8:16", "16:32", "50%"])
     arguments.add_argument("--rounds", type=int, default=15)
-    arguments.add_argument("--keep", type=Path, help="keep models and perplexities here, and use those that are there")
     arguments.add_argument("--plot", type=Path)
     args = arguments.parse_args()
     if args.plot:
         check_plot(args.plot)
-    dense = perplexities(args, args.model)
-    show({"pattern": "dense"} | dense)
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as home:
-        folders = {
-            pattern: Path(home) / pattern.replace(":", "of").replace("%", "percent") for pattern in args.patterns
-        }
-        qualities = {pattern: quality(args, pattern, folder) for pattern, folder in folders.items()}
+        args.keep = Path(home)  # models are measured once more
+        preset = Recipe.load(args.recipe).to_dict() | {"pattern": None, "sparsity": None}
+        targets = {pattern: target_of(pattern) for pattern in args.patterns}
+        dense, *entries = swept(args, {"pattern": targets}, preset).entries
+        show({"pattern": "dense"} | perplexities(dense))
         rows = []
-        for pattern, folder in folders.items():
-            rows.append({"pattern": pattern} | qualities[pattern] | speed(folder, args.rounds))
+        for entry in entries:
+            assert entry.model
+            row = {"pattern": entry.row.variant.labels[0]} | perplexities(entry)
+            rows.append(row | speed(entry.model, args.rounds))
             show(rows[-1])
     if args.plot:
-        draw(rows, dense, args.plot)
+        draw(rows, perplexities(dense), args.plot)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from secateur.checkpoint import Source
 from secateur.checkpoint.resolve import outline
 from secateur.errors import InputError
 from secateur.recipe import Recipe
+from secateur.sweeps.grid import Grid
 from tests import damage, pico, specimens
 from tests.specimens import PLAIN
 
@@ -138,6 +139,7 @@ TARGETS: dict[str, Target] = {
     "packed": Target("packed", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.verify)),
     "int8": Target("int8", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.inspect)),
     "recipe": Target("files", "recipe.yaml", damage.in_yaml, (Recipe.load,), of_file=True),
+    "grid": Target("files", "grid.yaml", damage.in_yaml, (Grid.load,), of_file=True),
     "text": Target("files", "text.txt", damage.in_bytes, (read_text, read_corpus), of_file=True),
     "jsonl": Target("files", "text.jsonl", damage.in_lines, (read_text, read_corpus), of_file=True),
     "gzip": Target("files", "text.jsonl.gz", damage.in_gzip, (read_text, read_corpus), of_file=True),

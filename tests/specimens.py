@@ -30,6 +30,11 @@ def make(root: Path) -> None:
     files = root / "files"
     files.mkdir()
     (files / "recipe.yaml").write_text("score: ria\npattern: '2:4'\nskip: ['*.o_proj']\nsamples: 4\nguard: false\n")
+    (files / "grid.yaml").write_text(
+        "models: [a]\nrecipes: {ria: {score: ria}, best: {preset: best}}\n"
+        "grid: {pattern: ['2:4', '4:8'], alpha: [0.5, 1]}\n"
+        "seeds: [0, 1]\nevaluate: {data: [demo], window: 16}\nbaseline: {recipe: ria}\n"
+    )
     (files / "text.txt").write_text(TEXT)
     rows = [{"text": TEXT[i : i + 300], "id": i, "meta": {"a": [i]}} for i in range(8)]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()

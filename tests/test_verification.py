@@ -7,9 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import secateur
+from secateur.checkpoint import Source
 from secateur.errors import InputError
+from secateur.models.blocks import Block
+from secateur.pruning import prepare as tasks
 from secateur.recipe import Recipe
-from tests import pico
+from secateur.verification import verify
+from tests import pico, reads
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -153,6 +157,69 @@ def test_packing_changes_nothing_that_is_verified(name, tmp_path):
     for folder in ("pruned", "packed"):
         verdict = secateur.verify(tmp_path / folder)
         assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "gpt2", "qwen3-moe", "mixtral"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_each_tensor_is_read_once(name, packed, tmp_path, monkeypatch):
+    dense, pruned = pico.save(name, tmp_path / "dense"), tmp_path / "pruned"
+    secateur.prune(dense, pruned, Recipe(score="magnitude"))
+    if packed:
+        secateur.pack(pruned, pruned := tmp_path / "packed")
+    with reads.counted(monkeypatch) as read:
+        assert secateur.verify(pruned, dense).passed
+    for folder in (dense, pruned):
+        assert 0.8 * reads.size_of(folder) < read[folder] <= reads.size_of(folder)
+    with reads.counted(monkeypatch) as read:
+        assert secateur.verify(pruned).passed
+        assert read[pruned] <= reads.size_of(pruned)
+        read.clear()
+        secateur.inspect(pruned)
+        assert read[pruned] <= reads.size_of(pruned)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "opt-350m", "mixtral"])
+def test_one_block_is_in_memory_at_a_time(name, tmp_path, monkeypatch):
+    dense, pruned = pico.save(name, tmp_path / "dense"), tmp_path / "pruned"
+    secateur.prune(dense, pruned, Recipe(score="magnitude"))
+    most, genuine = [], Source.read
+
+    def alive(source, names):
+        most.append(sum(block.device.type != "meta" for block in blocks))
+        return genuine(source, names)
+
+    blocks: list[Block] = []
+
+    def prepare(skeleton, recipe):
+        task = tasks.prepare(skeleton, recipe)
+        blocks.extend(task.blocks)
+        return task
+
+    monkeypatch.setattr(verify, "prepare", prepare)
+    monkeypatch.setattr(Source, "read", alive)
+    assert secateur.verify(pruned, dense).passed
+    assert len(blocks) == 3 and set(most) == {0}
+    assert {block.device.type for block in blocks} == {"meta"}
+
+
+def test_what_was_only_packed_is_said_to_be(tmp_path):
+    model = pico.build("llama-mha", dtype=torch.bfloat16)
+    for block in model.model.layers:
+        block.mlp.up_proj.weight.data[:, ::2] = 0
+    model.save_pretrained(tmp_path / "foreign")
+    pico.tokenizer().save_pretrained(tmp_path / "foreign")
+    secateur.pack(tmp_path / "foreign", tmp_path / "packed")
+    with pytest.raises(InputError, match="packed was not pruned by secateur, only packed or unpacked"):
+        secateur.verify(tmp_path / "packed")
+
+
+def test_a_field_that_is_missing_is_named(pruned):
+    tamper(pruned, lambda manifest: manifest["layers"][1].pop("weight_sha256"))
+    with pytest.raises(InputError, match=r"required field `weight_sha256` - at `\$\.layers\[1\]`"):
+        secateur.verify(pruned)
+    tamper(pruned, lambda manifest: [manifest.pop(key) for key in ("layers", "recipe")])
+    with pytest.raises(InputError, match="required field `recipe`"):
+        secateur.verify(pruned)
 
 
 @pytest.mark.parametrize("other", ["llama-gqa-tied", "gpt2"])

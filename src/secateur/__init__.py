@@ -10,16 +10,17 @@ from secateur.errors import InputError
 
 if TYPE_CHECKING:
     from secateur.benchmark.measuring import bench
-    from secateur.benchmark.plan import plan
     from secateur.evaluation.evaluate import evaluate
     from secateur.inspection import inspect
     from secateur.packing import pack, unpack
+    from secateur.planning.plan import plan
     from secateur.pruning.folder import prune
     from secateur.pruning.module import prune_module
     from secateur.recipe import Recipe
     from secateur.runtime.generation import generate
     from secateur.runtime.loading import load
-    from secateur.verification import verify
+    from secateur.sweeps.sweep import sweep
+    from secateur.verification.verify import verify
 
     __version__: str
 
@@ -36,6 +37,7 @@ __all__ = [
     "plan",
     "prune",
     "prune_module",
+    "sweep",
     "unpack",
     "verify",
 ]
@@ -48,11 +50,12 @@ _HOMES = {
     "inspect": "secateur.inspection",
     "load": "secateur.runtime.loading",
     "pack": "secateur.packing",
-    "plan": "secateur.benchmark.plan",
+    "plan": "secateur.planning.plan",
     "prune": "secateur.pruning.folder",
     "prune_module": "secateur.pruning.module",
+    "sweep": "secateur.sweeps.sweep",
     "unpack": "secateur.packing",
-    "verify": "secateur.verification",
+    "verify": "secateur.verification.verify",
 }
 
 

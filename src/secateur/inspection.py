@@ -8,7 +8,8 @@ from torch import Tensor
 
 from secateur.checkpoint import Source, local_folder
 from secateur.masks import obeys, sparsity_of
-from secateur.models.blocks import blocks_of, family_of
+from secateur.models.blocks import Block, blocks_of, family_of
+from secateur.models.spaces import Linear
 from secateur.patterns import NM
 
 # From the sparsest to the densest, and from the tightest to the loosest: the first that holds says most.
@@ -57,16 +58,22 @@ def inspect(model: str | Path) -> Inspection:
         source = Source(folder)
         skeleton = source.skeleton(torch.float32)
         family = family_of(skeleton)
-        layers = []
-        for block in blocks_of(skeleton, family):
-            for linear in block.linears:
-                name = block.full_name(linear)
-                weight = block.stored(linear, source.read([block.prefix + linear.tensor]))
-                layers.append(_view(name, weight, linear.reads, " ".join(dict.fromkeys(linear.parts)) or None))
+        layers = [layer for block in blocks_of(skeleton, family) for layer in _layers(source, block)]
     return Inspection(str(model), family.name, layers)
 
 
-def _view(name: str, weight: Tensor, reads: str | None, writes: str | None) -> LayerView:
-    pattern = next((f"{p.kept}:{p.group}" for p in _USUAL if obeys(weight, p)), None)
-    dtype = str(weight.dtype).removeprefix("torch.")
-    return LayerView(name, (weight.shape[0], weight.shape[1]), dtype, sparsity_of(weight), pattern, reads, writes)
+def _layers(source: Source, block: Block) -> list[LayerView]:
+    tensors = source.read(sorted({block.prefix + linear.tensor for linear in block.linears}))
+    return [_view(block.full_name(linear), block.stored(linear, tensors), linear) for linear in block.linears]
+
+
+def _view(name: str, weight: Tensor, linear: Linear) -> LayerView:
+    return LayerView(
+        name=name,
+        shape=(weight.shape[0], weight.shape[1]),
+        dtype=str(weight.dtype).removeprefix("torch."),
+        sparsity=sparsity_of(weight),
+        pattern=next((f"{p.kept}:{p.group}" for p in _USUAL if obeys(weight, p)), None),
+        reads=linear.reads,
+        writes=" ".join(dict.fromkeys(linear.parts)) or None,
+    )

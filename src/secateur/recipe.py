@@ -239,6 +239,19 @@ class Recipe:
         """The number of samples that the guard judges by and no statistic sees."""
         return max(1, self.samples // 8) if self.guard and self.steps else 0
 
+    @property
+    def essence(self) -> "Recipe":
+        """The same with options that do nothing here at one value, so that recipes that do the same are equal."""
+        idle: dict[str, Any] = {}
+        if isinstance(target := self.target, Unstructured):
+            idle |= {"sparsity": target.sparsity, "scope": target.scope}
+        if not self.orders_channels:
+            idle |= {"permute": "none", "fold": "exact", "communities": 1}
+        if not self.needs_inputs:
+            idle |= {"calibration": "c4", "samples": 128, "length": 2048, "one_shot": False}
+            idle |= {} if self.orders_channels else {"seed": 0}  # searches draw by it too
+        return dataclasses.replace(self, **idle)
+
     def skips(self, layer: str) -> bool:
         """Whether the linear of this full name is to be left dense."""
         return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.skip)

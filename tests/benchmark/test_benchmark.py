@@ -229,15 +229,6 @@ def test_bench_prints_tables_or_one_json_document(tmp_path, capsys, monkeypatch)
         assert words in shown
 
 
-def test_plan_prints_tables_or_one_json_document(tmp_path, capsys):
-    dense = pico.save("llama-gqa-tied", tmp_path / "dense")
-    assert run("bench", dense, "--plan", "--pattern", "1:4", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["pattern"] == "1:4 (75 %)"
-    assert run("bench", dense, "--plan") == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "whole model" in shown and "bounds from above" in shown and "2:4, 16:32 and 50 % take the same" in shown
-
-
 @needs_kernels
 def test_what_cannot_be_measured(tmp_path):
     sparse = save_sparse("llama-mha", tmp_path / "sparse")
@@ -259,11 +250,8 @@ def test_what_cannot_be_measured(tmp_path):
     [
         (["--plot", "picture.txt"], "not the name of a picture"),
         (["--plot", "missing/picture.svg"], "no folder missing"),
-        (["--plan", "--plot", "p.svg"], "--plan has no --plot"),
-        (["--plan", "--int8", "--rounds", "0"], "--plan has no --rounds, --int8"),
-        (["--plan", "--device", "cuda"], "--plan has no --device"),
-        (["--pattern", "2:4"], "are for --plan"),
-        (["--sparsity", "0.5"], "are for --plan"),
+        (["--plan", "--pattern", "2:4"], "secateur plan missing-model says this now"),
+        (["--sparsity", "0.5"], "secateur plan missing-model says this now"),
         (["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["--device", "meta"], "nothing runs sparse on meta"),
     ],

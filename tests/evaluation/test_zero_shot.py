@@ -9,11 +9,13 @@ import torch
 from transformers import AutoTokenizer
 
 import secateur
+from secateur.checkpoint import Source
 from secateur.console.evaluation import evaluation_table
 from secateur.errors import InputError
 from secateur.evaluation import zero_shot
 from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.task_files import read_tasks
+from secateur.runtime.offloading import offloaded_bytes
 from tests import pico
 from tests.evaluation.test_task_files import EXAMPLE, write
 
@@ -111,7 +113,7 @@ def test_a_group_stands_for_its_tasks(folder):
     for name in ("first", "second"):
         group.add(ConfigurableTask(config=task | {"task": name, "num_fewshot": 0}))
     tasks = TaskManager(include_defaults=False).load([group])
-    found = zero_shot.score(pico.build("llama-gqa-tied"), AutoTokenizer.from_pretrained(folder), tasks)
+    found = zero_shot.score(pico.build("llama-gqa-tied"), AutoTokenizer.from_pretrained(folder), tasks, free=10**9)
     assert {(score.task, score.part_of) for score in found if score.metric == "acc"} == {
         ("both", None),
         ("first", "both"),
@@ -177,3 +179,11 @@ def test_local_names_go_before_groups_and_the_papers_five_are_a_group():
 def _task_lines(file):
     if file.parts[-2] in ("hellaswag", "boolq", "arc", "mnli", "rte"):
         yield from (line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("task: "))
+
+
+def test_a_model_that_is_read_as_it_runs_gives_the_same_answers(folder, no_index):
+    memory = str(offloaded_bytes(Source(folder), torch.float32, torch.device("cpu")))
+    (whole,), (parts,) = (scores(folder, task_limit=6, memory=given) for given in (None, memory))
+    assert parts.keys() == whole.keys()
+    for metric, score in whole.items():
+        assert parts[metric].score == pytest.approx(score.score, rel=1e-4)

@@ -1,16 +1,11 @@
 """What of this machine a time depends on."""
 
 import platform
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
-# A pass over so many bytes says how fast any number is read; more would only take longer.
-MOST_BYTES = 1 << 30
-_PASSES = 15
 CPU = torch.device("cpu")
 
 
@@ -48,19 +43,3 @@ def _processor() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
-
-
-def read_rate(number: int) -> float:
-    """Bytes per second at which a set of ``number`` bytes is read again and again: the fastest of a few passes.
-
-    A set that fits in the cache is read from there, as the weights of a model of that size are. Of a larger one than
-    1 GiB, or an eighth of the memory that is free, only so much is read.
-    """
-    number = max(1 << 12, min(number, MOST_BYTES, psutil.virtual_memory().available // 8))
-    numbers = torch.ones(number // 4)  # float32
-    times = []
-    for _ in range(_PASSES):
-        began = time.perf_counter()
-        numbers.dot(numbers)  # both operands are the same memory, which is read once
-        times.append(time.perf_counter() - began)
-    return numbers.nbytes / min(times)

@@ -75,6 +75,21 @@ def record(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], 
     return calls
 
 
+@torch.no_grad()
+def finish(model: nn.Module, blocks: Sequence[Block], batch: Batch, output: Any) -> Any:
+    """What ``model`` makes of a batch when ``output`` is what its last block gives: its last norm and head, mostly.
+
+    Args:
+        output: hidden states ``(B, L, H)``, or a tuple that begins with them, as its blocks answer.
+    """
+
+    def stub(*_: Any, **__: Any) -> Any:
+        return output
+
+    with _without_cache(model), _forwards({block.module: stub for block in blocks}):
+        return model(batch) if isinstance(batch, Tensor) else model(**batch)
+
+
 def real_tokens(
     model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], hidden: Shelf
 ) -> list[Tensor | None]:

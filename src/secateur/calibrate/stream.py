@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from secateur.calibrate.calls import UNPADDED, Batch, StopForward, real_tokens, record
+from secateur.calibrate.calls import UNPADDED, Batch, StopForward, finish, real_tokens, record
 from secateur.devices import return_freed_memory
 from secateur.errors import InputError
 from secateur.memory import Room, Shelf
@@ -83,6 +83,8 @@ class Stream:
         self.progress = progress or Progress()
         self.held_out = len(batches) - held_out
         self.first = 0
+        self._model, self._batches = model, batches
+        self._besides: tuple[Any, ...] | None = None  # what a block gives besides hidden states, if it gives a tuple
         self.rooms = rooms or Rooms()
         self._runs = 0
         self.hidden = Shelf(self.rooms.states)
@@ -151,7 +153,14 @@ class Stream:
             output = self.blocks[index].module(states.clone(), *call.args, **call.kwargs)
         finally:
             self.progress.advance(states.shape[0] * states.shape[1])
+        self._besides = output[1:] if isinstance(output, tuple) else None
         return output[0] if isinstance(output, tuple) else output
+
+    def output(self, batch: int) -> Any:
+        """What the model makes of a batch whose hidden states have left the last block: logits, mostly."""
+        states = self.hidden[batch]
+        answer = states if self._besides is None else (states, *self._besides)
+        return finish(self._model, self.blocks, self._batches[batch], answer)
 
 
 class _Watch(TorchFunctionMode):

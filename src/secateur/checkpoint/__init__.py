@@ -10,6 +10,7 @@ from secateur.checkpoint.config import context_of, load_into
 from secateur.checkpoint.destination import check_apart
 from secateur.checkpoint.layout import INDEX, MANIFEST, ORDERS, WEIGHTS
 from secateur.checkpoint.recorded import changed_files, check_unchanged, unlisted_files
+from secateur.checkpoint.residence import resident
 from secateur.checkpoint.resolve import check_there, convert, load_whole, local_folder, outline
 from secateur.checkpoint.source import Source
 from secateur.checkpoint.workspace import Workspace
@@ -37,5 +38,6 @@ __all__ = [
     "opened",
     "outline",
     "read_orders",
+    "resident",
     "unlisted_files",
 ]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -64,7 +65,13 @@ class Stacks:
     def join(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
         """The tensor ``name`` from its parts: ``(experts, O, I)`` if it is a stack."""
         if name in self.members:
-            return torch.stack([torch.cat([parts[part] for part in layer]) for layer in self.members[name]])
+            layers = [[parts[part] for part in layer] for layer in self.members[name]]
+            shape = (len(layers), sum(len(part) for part in layers[0]), *layers[0][0].shape[1:])
+            dtype = reduce(torch.promote_types, (part.dtype for layer in layers for part in layer))
+            stack = torch.empty(shape, dtype=dtype)
+            for place, layer in zip(stack, layers, strict=True):  # with no second copy of all of them
+                torch.cat(layer, out=place)
+            return stack
         return parts[self._stored[name]]
 
     def split(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

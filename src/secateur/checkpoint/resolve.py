@@ -57,6 +57,8 @@ def local_folder(model: str, scratch: Path | None = None) -> Iterator[Path]:
 def outline(model: str) -> PreTrainedModel:
     """The model that a user calls so, without its weights, which are neither fetched nor read: all on the meta device.
 
+    Its config says in which dtype they are stored, its parameters do not.
+
     Args:
         model: a hub name, a folder that may hold nothing but its config, or a ``.gguf`` file.
     Raises:
@@ -67,7 +69,9 @@ def outline(model: str) -> PreTrainedModel:
         return _check_gguf(path)
     folder = path if path.exists() else _download(model, ["config.json"])
     written = read_written(folder)
-    described = described_model(build_config(written), written.path, FEW_TENSORS, 2 * MOST_WEIGHTS)
+    config = build_config(written)
+    described = described_model(config, written.path, FEW_TENSORS, 2 * MOST_WEIGHTS)
+    described.config.dtype = config.dtype  # as the weights are stored, whatever the model was built in
     if (weights := sum(parameter.numel() for parameter in described.parameters())) > MOST_WEIGHTS:
         raise InputError(f"{written.path} describes a model of {weights:,} weights: its sizes make no sense")
     with naming(written.path):

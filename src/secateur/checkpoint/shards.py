@@ -1,8 +1,10 @@
 """One safetensors file: what its header says, and its tensors."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ class Held:
         file: the file.
         shape: the shape.
         dtype: as safetensors calls it, such as ``BF16``.
+        nbytes: what it takes in the file.
     """
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    nbytes: int
 
 
 @contextmanager
@@ -48,5 +52,7 @@ def read_header(shard: Path) -> dict[str, Held]:
     with reading(shard) as file:
         for name in file.keys():  # noqa: SIM118 (it is no mapping)
             view = file.get_slice(name)
-            held[name] = Held(shard, tuple(view.get_shape()), view.get_dtype())
+            shape, dtype = tuple(view.get_shape()), view.get_dtype()
+            bits = re.search(r"\d+", dtype)  # a bool takes a byte
+            held[name] = Held(shard, shape, dtype, prod(shape) * int(bits[0] if bits else 8) // 8)
     return held

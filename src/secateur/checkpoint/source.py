@@ -1,6 +1,7 @@
 """Read a model folder, tensor by tensor."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -79,7 +80,7 @@ class Source:
                 parts = [self.held.pop(part) for part in parts_of(name, entry)]
                 check_parts(shard, name, entry, [(part.dtype, part.shape) for part in parts])
                 self.sparse[name] = entry
-                self.held[name] = Held(shard, entry.shape, FLOATS[entry.dtype])
+                self.held[name] = Held(shard, entry.shape, FLOATS[entry.dtype], sum(part.nbytes for part in parts))
 
     def refuse_gathers(self, purpose: str) -> None:
         """Raise :class:`InputError` if plain transformers could not load it: ``purpose`` says what it is not for."""
@@ -97,9 +98,19 @@ class Source:
             found[path.name] = hashlib.sha256(start + header + str(path.stat().st_size).encode()).hexdigest()
         return found
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The precision in which it is stored: what its config says, or else that of the first tensor in its files."""
+        return self.config.dtype or self.dtype(self.names()[0])
+
     def names(self, prefix: str = "") -> list[str]:
         """The names of the tensors that begin with ``prefix``, in the order of their files."""
         return [name for name in self.stacks.names if name.startswith(prefix)]
+
+    def names_outside(self, prefixes: Sequence[str]) -> list[str]:
+        """The names of the tensors that begin with none of ``prefixes``: of blocks, say."""
+        inside = tuple(prefixes)
+        return [name for name in self.names() if not name.startswith(inside)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of the tensor ``name``; raises :class:`InputError` when the layers of a stack differ."""
@@ -116,19 +127,27 @@ class Source:
         types = {self.held[part].dtype for part in self.stacks.parts(name)}
         return max((_DTYPES.get(kind, torch.float32) for kind in types), key=lambda dtype: dtype.itemsize)
 
-    def read(self, names: list[str]) -> dict[str, Tensor]:
+    def read(self, names: list[str], sparse_as: torch.dtype | None = None) -> dict[str, Tensor]:
         """The tensors of these names, in the dtype in which they are stored, on the CPU.
+
+        Args:
+            names: of the tensors.
+            sparse_as: expand packed weights in this dtype; by default in that which they had before.
 
         Raises:
             InputError: when a file is damaged.
         """
         wanted = [part for name in names for part in self.stacks.parts(name)]
-        parts = {part: self.read_sparse(part).dense() for part in wanted if part in self.sparse}
+        parts = {part: self._expanded(part, sparse_as) for part in wanted if part in self.sparse}
         plain = [part for part in wanted if part not in self.sparse]
         for path in dict.fromkeys(self.held[part].file for part in plain):
             with reading(path) as file:
                 parts |= {part: file.get_tensor(part) for part in plain if self.held[part].file == path}
         return {name: self.stacks.join(name, parts) for name in names}
+
+    def _expanded(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        weight = self.read_sparse(name)
+        return (weight if dtype is None else weight.to(dtype)).dense()
 
     def read_sparse(self, name: str) -> SparseWeight:
         """One of the weights in ``sparse``; raises :class:`InputError` when it is damaged."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import cyclopts
 
-from secateur.cli import checks, models, running  # noqa: F401 (their commands join the app)
+from secateur.cli import checks, models, planning, running, sweeps  # noqa: F401 (their commands join the app)
 from secateur.cli.common import app
 from secateur.cli.failures import report, say
 from secateur.errors import Notice, RankError
@@ -41,7 +41,7 @@ def _value_of(option: str, tokens: Sequence[str]) -> str | None:
 
 
 def _defaults(tokens: Sequence[str]) -> list[cyclopts.config.Dict]:
-    """What ``--recipe FILE`` says, as the defaults of prune's options: those given on the line win."""
+    """What ``--recipe FILE`` says, as the defaults of the options of prune and plan: those given on the line win."""
     file = _value_of("--recipe", tokens)
     if not file:
         return []
@@ -49,7 +49,7 @@ def _defaults(tokens: Sequence[str]) -> list[cyclopts.config.Dict]:
     for option, other in (("--sparsity", "pattern"), ("--pattern", "sparsity")):
         if _value_of(option, tokens) is not None:
             given.pop(other, None)  # they are two ways to say one thing
-    return [cyclopts.config.Dict({"prune": given}, source=file)]
+    return [cyclopts.config.Dict({"prune": given, "plan": given}, source=file)]
 
 
 class _Stopped(KeyboardInterrupt):

@@ -28,6 +28,7 @@ def evaluate(
     shots: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    memory: str | None = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -62,6 +63,9 @@ def evaluate(
         auto, cpu, cuda, …
     dtype
         auto, float32, bfloat16 or float16.
+    memory
+        How much of the device's memory may be used, such as 8GB; by default what is free. Of a model that needs more,
+        one block is in memory at a time.
     """
     from secateur.console.evaluation import evaluation_table
     from secateur.console.terminal import out
@@ -79,6 +83,7 @@ def evaluate(
         shots=shots,
         device=device,
         dtype=dtype,
+        memory=memory,
         progress=progress_for(quiet),
     )
     if json:

@@ -2,12 +2,16 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 import secateur
 from secateur.progress import Progress, speaks
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = App(
     name="secateur",
@@ -34,3 +38,13 @@ def print_json(result: Any) -> None:
     """``result`` as one document on standard output."""
     if speaks():
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+def print_tables(tables: "Sequence[Table]", notes: Sequence[str]) -> None:
+    """Tables, and what one must know to read them, on standard output."""
+    from secateur.console.terminal import out
+
+    for table in tables:
+        out.print(table)
+    for note in notes:
+        out.print(note, markup=False, highlight=False)

@@ -1,21 +1,14 @@
 """Commands that run models: generate, bench."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 import secateur
-from secateur.cli.common import Json, Quiet, app, print_json, progress_for
+from secateur.cli.common import Json, Quiet, app, print_json, print_tables, progress_for
 from secateur.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from secateur.benchmark.measuring import Benchmark
-    from secateur.benchmark.plan import Plan
 
 
 @app.command
@@ -28,6 +21,7 @@ def generate(
     dtype: str = "auto",
     device: str = "auto",
     form: str = "auto",
+    memory: str | None = None,
     json: Json = False,
 ) -> None:
     """Continue PROMPT with MODEL, and say how many tokens a second that takes.
@@ -46,11 +40,14 @@ def generate(
         auto (a GPU if there is one), cpu, cuda, …
     form
         On a GPU, what pruned linears multiply with: auto (the fastest for each number of tokens), dense, 2:4 or packed.
+    memory
+        How much of the device's memory may be used, such as 8GB; by default what is free. A model that needs more is
+        read from disk once for each token.
     """
     from secateur.console.speed import choices_table, speed_text
     from secateur.console.terminal import err, out
 
-    result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype, device=device, form=form)
+    result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype, device=device, form=form, memory=memory)
     if json:
         print_json(dataclasses.asdict(result))
     else:
@@ -74,9 +71,9 @@ def bench(
     device: str | None = None,
     form: str | None = None,
     plot: Path | None = None,
-    plan: Annotated[bool, Parameter(negative=())] = False,
-    pattern: str | None = None,
-    sparsity: float | None = None,
+    plan: Annotated[bool, Parameter(negative=(), show=False)] = False,
+    pattern: Annotated[str | None, Parameter(show=False)] = None,
+    sparsity: Annotated[float | None, Parameter(show=False)] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -88,7 +85,7 @@ def bench(
     Parameters
     ----------
     model
-        A pruned model, packed or not: a folder, a hub name, or a .gguf file; with --plan any model.
+        A pruned model, packed or not: a folder, a hub name, or a .gguf file.
     batch
         Numbers of sequences at a time; by default 1 and 8.
     length
@@ -107,13 +104,6 @@ def bench(
         On a GPU, what pruned linears multiply with: auto (the default), dense, 2:4 or packed.
     plot
         Draw the result into this .svg, .png or .pdf file.
-    plan
-        Measure no model: say from the shapes alone what MODEL would take, pruned and packed, and how fast this
-        machine's CPU could read it.
-    pattern
-        With --plan: N:M.
-    sparsity
-        With --plan: the share of weights to remove; 0.5 if no pattern is given either.
     """
     from secateur.benchmark.plot import check_plot, draw
     from secateur.console import speed
@@ -129,15 +119,8 @@ def bench(
         "form": form,
     }
     given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
-    if plan:
-        if given or plot:
-            refused = ", ".join(f"--{option}" for option in [*given, *(["plot"] if plot else [])])
-            raise InputError(f"--plan has no {refused}: it measures nothing of the model")
-        planned = secateur.plan(model, pattern=pattern, sparsity=sparsity)
-        _show(planned, speed.plan_tables(planned), speed.plan_notes(planned), json)
-        return
-    if pattern is not None or sparsity is not None:
-        raise InputError("--pattern and --sparsity are for --plan: a model is measured as it was pruned")
+    if plan or pattern is not None or sparsity is not None:  # as it was called until 0.4
+        raise InputError(f"secateur plan {model} says this now; bench measures a model as it was pruned")
     if plot:
         check_plot(plot)
     result = secateur.bench(model, **given, progress=progress_for(quiet))
@@ -146,20 +129,9 @@ def bench(
         tables.append(speed.structured_table(result))
     if result.choices:
         tables.append(speed.choices_table(result.choices))
-    _show(result, tables, speed.benchmark_notes(result), json)
+    if json:
+        print_json(dataclasses.asdict(result) | {"slower": [dataclasses.asdict(x) for x in result.slower]})
+    else:
+        print_tables(tables, speed.benchmark_notes(result))
     if plot:
         draw(result, plot)
-
-
-def _show(result: "Benchmark | Plan", tables: "Sequence[Table]", notes: Sequence[str], json: bool) -> None:
-    from secateur.benchmark.measuring import Benchmark
-    from secateur.console.terminal import out
-
-    if json:
-        slower = {"slower": [dataclasses.asdict(x) for x in result.slower]} if isinstance(result, Benchmark) else {}
-        print_json(dataclasses.asdict(result) | slower)
-        return
-    for table in tables:
-        out.print(table)
-    for note in notes:
-        out.print(note, markup=False, highlight=False)

@@ -9,7 +9,7 @@ from rich.table import Table
 from secateur.evaluation.comparison import Comparison, compare
 from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.perplexity import Perplexity
-from secateur.evaluation.zero_shot import TaskScore
+from secateur.evaluation.zero_shot import TaskScore, first_metrics
 
 
 def evaluation_table(results: Sequence[Evaluation]) -> Table:
@@ -20,7 +20,7 @@ def evaluation_table(results: Sequence[Evaluation]) -> Table:
     error.
     """
     first = results[0]
-    tasks = _shown(first.tasks)
+    tasks = first_metrics(first.tasks)
     table = Table(show_lines=any(result.texts for result in results))
     table.add_column("model", overflow="fold")
     for text in first.texts:
@@ -32,7 +32,7 @@ def evaluation_table(results: Sequence[Evaluation]) -> Table:
         table.add_column("mean", justify="right")
     for result, row in zip(results, compare(results), strict=True):
         texts = [_perplexity(*each) for each in zip(result.texts, row, strict=True)]
-        scores = _shown(result.tasks)
+        scores = first_metrics(result.tasks)
         mean = [f"{100 * fmean(task.score for task in scores):.1f}"] if len(scores) > 1 else []
         table.add_row(escape(result.model), *texts, *map(_score, scores), *mean)
     return table
@@ -48,15 +48,6 @@ def _perplexity(text: Perplexity, against: Comparison | None) -> str:
         if against.prevented is not None:
             lines.append(f"{against.prevented:,.0%} prevented")
     return "\n".join(lines)
-
-
-def _shown(scores: Sequence[TaskScore]) -> list[TaskScore]:
-    """The first metric of each task that is not part of a group."""
-    firsts: dict[str, TaskScore] = {}
-    for score in scores:
-        if score.part_of is None:
-            firsts.setdefault(score.task, score)
-    return list(firsts.values())
 
 
 def _score(task: TaskScore) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 from secateur.inspection import Inspection
 from secateur.packing import Packing
 from secateur.pruning.linear import FEWEST_TOKENS
-from secateur.verification import Verdict
+from secateur.verification.verify import Verdict
 
 # A share of the weights below this, such as a convolution of a hybrid model, is not worth a note.
 WORTH_SAYING = 0.005

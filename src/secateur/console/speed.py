@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.benchmark.measuring import Benchmark
-from secateur.benchmark.plan import Plan
 from secateur.benchmark.timing import OVERALL, Measurement, Spread
 from secateur.runtime.choosing import BUCKETS, DENSE, Choice, nearest
 from secateur.runtime.generation import Generation
@@ -154,45 +153,4 @@ def _dense_in_both(result: Benchmark) -> list[str]:
         same = [_shape(x) for x in result.choices if x.forms[nearest(tuple(x.forms), work.tokens)] == DENSE]
         if same:
             notes.append(f"dense in both variants in {work}, as chosen when the model was loaded: {', '.join(same)}")
-    return notes
-
-
-def plan_tables(result: Plan) -> list[Table]:
-    """What a model would take, and how fast it could be."""
-    sizes = Table(title=escape(f"{result.model} at {result.pattern}, in MB"))
-    for column in ("linears", "number", "shapes", "bfloat16", "packed", "packed int8"):
-        sizes.add_column(column, justify="left" if column in ("linears", "shapes") else "right")
-    for row in result.roles:
-        shapes = "\n".join(f"{rows}×{columns}" for rows, columns in row.shapes)
-        cells = _shrinking(row.size.dense, row.size.bfloat16, row.size.int8)
-        sizes.add_row(row.role, str(row.linears), shapes, *cells, end_section=row is result.roles[-1])
-    sizes.add_row("whole model", "", "", *_shrinking(*(bound.model_bytes for bound in result.bounds)))
-    bounds = Table(title="generating text, one sequence at a time")
-    for column in ("weights", "MB per token", "GB/s", "tokens/s at most", "times dense, by bytes"):
-        bounds.add_column(column, justify="left" if column == "weights" else "right")
-    for bound in result.bounds:
-        name = {"dense": "bfloat16", "bfloat16": "packed", "int8": "packed int8"}[bound.weights]
-        numbers = f"{bound.token_bytes / 1e6:,.1f}", f"{bound.read_rate / 1e9:.1f}", f"{bound.tokens_per_second:,.1f}"
-        bounds.add_row(name, *numbers, f"{bound.by_bytes:.2f}")
-    return [sizes, bounds]
-
-
-def _shrinking(dense: int, *packed: int) -> list[str]:
-    """Bytes in MB, and as shares of the dense ones."""
-    return [f"{dense / 1e6:,.1f}", *(f"{part / 1e6:,.1f} ({part / dense:.4f})" for part in packed)]
-
-
-def plan_notes(result: Plan) -> list[str]:
-    """How the tables are meant."""
-    notes = [
-        "bytes depend on the share of weights that are kept, not on where they lie: 2:4, 16:32 and 50 % take the same",
-        "tokens/s are bounds from above: the bytes of the weights over the rate at which so many are read here, as "
-        f"measured ({result.machine}), without KV cache and arithmetic; "
-        "where dense products stay below their bound, packing gains more than the bytes say",
-    ]
-    if result.dense_linears:
-        notes.append(
-            f"{result.dense_linears} linears, whose weights are transposed, are stored packed but run dense: "
-            "MB per token count them so"
-        )
     return notes

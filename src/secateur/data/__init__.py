@@ -1,7 +1,16 @@
 """Text in, tokens out: for calibration and for perplexity."""
 
-from secateur.data.sources import Purpose, Text, load_text
+from secateur.data.sources import Purpose, Text, load_text, local_file
 from secateur.data.tokens import calibration_samples, check_ids, evaluation_windows
 from secateur.digests import digest
 
-__all__ = ["Purpose", "Text", "calibration_samples", "check_ids", "digest", "evaluation_windows", "load_text"]
+__all__ = [
+    "Purpose",
+    "Text",
+    "calibration_samples",
+    "check_ids",
+    "digest",
+    "evaluation_windows",
+    "load_text",
+    "local_file",
+]

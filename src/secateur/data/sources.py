@@ -95,27 +95,45 @@ def load_text(source: str, purpose: Purpose, need: int | None = None) -> Text:
     Raises:
         InputError: when there is no such file or dataset, it cannot be reached or read, or holds no text.
     """
-    name, _, file = source.partition(":")
+    name, path = source.partition(":")[0], local_file(source)
     if name in _CORPORA:
         most = MOST_DOCUMENTS if (name, purpose) == ("c4", "calibration") else MOST_TEXT
-        rows = _local_copy(name, Path(file)) if file else _from_corpus(name, purpose)
+        rows = _local_copy(name, path) if path else _from_corpus(name, purpose)
         if (name, purpose) == ("c4", "evaluation"):
             rows = itertools.islice(rows, 1100)
         text = _by_protocol(name, source, _first(rows, most, source), purpose)
     elif source == "demo":
         text = Text("demo", demo.news() if purpose == "calibration" else demo.wikipedia())
-    elif suffix(Path(source)) in READERS:
-        text = Text(source, _first(read_rows(Path(source), MOST_TEXT), MOST_TEXT, source))
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():
+    elif path:
+        text = Text(source, _first(read_rows(path, MOST_TEXT), MOST_TEXT, source))
+    else:
         text = Text(source, _first(_from_hub(source, purpose, need), MOST_TEXT, source))
+    if not any(row.strip() for row in text.rows):
+        raise InputError(f"{source} holds no text")
+    return text
+
+
+def local_file(source: str) -> Path | None:
+    """The file of this machine that ``source`` names; None where the text comes from the hub or a wheel.
+
+    Raises:
+        InputError: when there is no such file, or nothing of that name can be text.
+    """
+    name, _, file = source.partition(":")
+    if name in _CORPORA or source == "demo":
+        path = Path(file) if file else None
+    elif suffix(Path(source)) in READERS:
+        path = Path(source)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():
+        path = None
     else:
         raise InputError(
             f"{source} is not text to read: give {', '.join(_CORPORA)}, demo, a {', '.join(READERS)} file, "
             "or a hub dataset as ORG/NAME"
         )
-    if not any(row.strip() for row in text.rows):
-        raise InputError(f"{source} holds no text")
-    return text
+    if path is not None and not path.is_file():
+        raise InputError(f"there is no file {path}")
+    return path
 
 
 def _by_protocol(name: str, source: str, rows: Sequence[str], purpose: Purpose) -> Text:
@@ -153,8 +171,6 @@ def _first(rows: Iterable[str], most: int, source: str) -> list[str]:
 
 def _local_copy(name: str, path: Path) -> Iterable[str]:
     """The rows of a local copy of a corpus; a plain file has a row per line."""
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
     if suffix(path) in (".json", ".jsonl", ".parquet"):
         return read_rows(path, MOST_TEXT)
     lines = read_txt(path, MOST_TEXT).splitlines(keepends=True)

@@ -1,14 +1,24 @@
 """From text to token windows, by the literature's protocols."""
 
-import hashlib
+import os
 import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secateur.data.sources import Text
+from secateur.digests import digest
 from secateur.errors import InputError, naming
+
+_FOLDER: ContextVar[Path | None] = ContextVar("a folder for the token ids of whole texts", default=None)
 
 
 class Tokenizer(Protocol):
@@ -31,7 +41,7 @@ def calibration_samples(text: Text, tokenizer: Tokenizer, samples: int, length: 
     draw = random.Random(seed)
     if text.by_document:
         return _from_documents(text, tokenizer, samples, length, draw)
-    ids = _encode(tokenizer, text.joined)
+    ids = _encode_whole(tokenizer, text.joined)
     if len(ids) < max(samples * length, length + 1):
         raise InputError(
             f"{text.source} has {len(ids):,} tokens, and {samples} samples of {length} need {samples * length:,}: "
@@ -74,7 +84,7 @@ def evaluation_windows(
     Raises:
         InputError: when there is not even one window.
     """
-    ids = _encode(tokenizer, text.joined)
+    ids = _encode_whole(tokenizer, text.joined)
     if len(ids) < window:
         raise InputError(f"{text.source} has {len(ids):,} tokens, less than one window of {window} (--window)")
     if text.windows:
@@ -99,7 +109,32 @@ def _encode(tokenizer: Tokenizer, text: str) -> Tensor:
     return ids.long()  # of an empty text they come as floats
 
 
-def digest(data: str | Tensor) -> str:
-    """SHA-256, in hexadecimal, of a text (as UTF-8) or of a tensor's bytes, row by row."""
-    raw = data.encode() if isinstance(data, str) else data.contiguous().numpy().tobytes()
-    return hashlib.sha256(raw).hexdigest()
+@contextmanager
+def tokens_kept_in(folder: Path) -> Iterator[None]:
+    """Keep the token ids of whole texts in ``folder`` for as long as the context is open, and take them from there.
+
+    They lie there by what they are made of, tokenizer and text, so that processes may share the folder.
+    """
+    before = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(before)
+
+
+def _encode_whole(tokenizer: Tokenizer, text: str) -> Tensor:
+    """As :func:`_encode`, of a text that may be wanted again."""
+    folder, core = _FOLDER.get(), getattr(tokenizer, "backend_tokenizer", None)
+    if folder is None or core is None:  # only of compiled tokenizers is it known what they do
+        return _encode(tokenizer, text)
+    path = folder / f"{digest(f'{type(tokenizer).__name__} {digest(core.to_str())} {digest(text)}')}.safetensors"
+    try:
+        return load_file(path)["ids"]
+    except (OSError, SafetensorError):  # not there, or not whole
+        ids = _encode(tokenizer, text)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=folder)
+    os.close(handle)
+    save_file({"ids": ids.contiguous()}, aside)
+    Path(aside).replace(path)
+    return ids

@@ -10,10 +10,12 @@ from secateur import data as texts
 from secateur.checkpoint import Source, check_there, local_folder
 from secateur.devices import check_dtype, choose_device, choose_dtype
 from secateur.errors import InputError
-from secateur.evaluation.perplexity import Perplexity, measure
+from secateur.evaluation.memory import free_beside
+from secateur.evaluation.perplexity import Perplexity, cut, measure
 from secateur.evaluation.zero_shot import TaskScore, find_tasks, score
 from secateur.progress import Progress
-from secateur.runtime.loading import load
+from secateur.runtime.loading import FREE, load
+from secateur.sizes import parse_size
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def evaluate(
     shots: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    memory: str | None = None,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Measure written models, one after the other, on the same texts and tasks.
@@ -68,6 +71,11 @@ def evaluate(
         shots: examples before each question; by default what the task says, which is mostly none.
         device: ``auto``, ``cpu``, ``cuda`` …
         dtype: ``auto`` (float32 on a CPU, the checkpoint's own on a GPU), ``float32``, ``bfloat16``, ``float16``.
+        memory: how much of the device's memory may be used, such as ``8GB``; by default what is free. Of a model that
+            needs more one block is in memory at a time: it is read once for all texts, and once for each batch of
+            questions.
+        progress: is told how far it is.
+
     Raises:
         InputError: when a model, a text or a task cannot be used.
     """
@@ -79,6 +87,8 @@ def evaluate(
     if not names:
         raise InputError("there is no model to evaluate")
     check_dtype(dtype)
+    if memory is not None:
+        parse_size(memory)
     if data is None and not wanted and not task_files:
         asked = ["wikitext2"]
     progress = progress or Progress()
@@ -91,15 +101,15 @@ def evaluate(
 
     def one(name: str) -> Evaluation:
         with local_folder(name) as folder:
-            tokenizer = Source(folder).tokenizer()
-            model = load(folder, dtype, chosen)
-        precision = choose_dtype(dtype, model.dtype, chosen)
-        model.to(precision)  # on a CPU auto computes in more than is stored
-        perplexities = [
-            measure(model, tokenizer, text, window=window, stride=stride, limit=limit, progress=progress, name=name)
-            for text in sources
-        ]
-        scores = score(model, tokenizer, found, limit=task_limit, progress=progress, name=name) if found else []
+            source = Source(folder)
+            tokenizer, precision = source.tokenizer(), choose_dtype(dtype, source.precision, chosen)
+            cuts = [cut(text, tokenizer, source.config, window=window, stride=stride, limit=limit) for text in sources]
+            model = load(folder, precision, chosen, memory=memory or FREE)
+            free = free_beside(model, memory)
+            perplexities = measure(model, cuts, free=free, progress=progress, name=name)
+            scores = []
+            if found:
+                scores = score(model, tokenizer, found, free=free, limit=task_limit, progress=progress, name=name)
         return Evaluation(name, str(precision).removeprefix("torch."), tuple(perplexities), tuple(scores))
 
     results = []

@@ -49,6 +49,15 @@ class TaskScore:
     part_of: str | None
 
 
+def first_metrics(scores: Sequence[TaskScore]) -> list[TaskScore]:
+    """The first metric of each task that is not part of a group."""
+    firsts: dict[str, TaskScore] = {}
+    for score in scores:
+        if score.part_of is None:
+            firsts.setdefault(score.task, score)
+    return list(firsts.values())
+
+
 def find_tasks(names: Sequence[str], files: str | Path | None = None, shots: int | None = None) -> dict[str, Any]:
     """Find tasks and load their questions.
 
@@ -95,6 +104,7 @@ def score(
     tokenizer: Any,
     tasks: dict[str, Any],
     *,
+    free: int,
     limit: int | None = None,
     progress: Progress | None = None,
     name: str = "the model",
@@ -103,6 +113,7 @@ def score(
 
     Args:
         tasks: from :func:`find_tasks`.
+        free: bytes that its activations may take.
         limit: use only so many items of each.
         progress: is told how far it is, under the model's ``name``.
 
@@ -120,7 +131,7 @@ def score(
         for task in tasks["tasks"].values():
             task.set_fewshot_seed(SEED)  # again for each model, so that all are shown the same examples
         vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
-        fits = tokens_at_a_time(vocabulary, next(model.parameters()).device) // TOKENS_PER_REQUEST
+        fits = tokens_at_a_time(vocabulary, next(model.parameters()).device, free) // TOKENS_PER_REQUEST
         asker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=max(1, fits))
         for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(asker, kind, _heard(getattr(asker, kind), f"tasks of {name}", progress))

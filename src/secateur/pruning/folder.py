@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from secateur import __version__
 from secateur.calibrate.calibration import Calibration
-from secateur.calibrate.stream import Rooms, in_parts
+from secateur.calibrate.stream import Rooms
 from secateur.checkpoint import Source, Workspace, Writer, check_apart, check_finite, load_into, local_folder
 from secateur.checkpoint.workspace import Journal as WorkspaceJournal
 from secateur.checkpoint.workspace import differences
@@ -23,14 +23,13 @@ from secateur.devices import DTYPES, choose_device, threads
 from secateur.digests import tensors_digest
 from secateur.errors import InputError
 from secateur.memory import Room
-from secateur.models.blocks import Block, left_dense
+from secateur.models.blocks import left_dense
 from secateur.models.fold import fold_outer
-from secateur.models.spaces import judged_together
 from secateur.progress import Clock, Progress
 from secateur.pruning.footprint import Places, footprint, places
 from secateur.pruning.journal import Journal, Setting, command_of
 from secateur.pruning.order import Orderer
-from secateur.pruning.prepare import Samples, Task, draw_samples, prepare
+from secateur.pruning.prepare import Samples, Task, draw_samples, observations, passes, prepare
 from secateur.pruning.result import Results
 from secateur.pruning.store import FolderStore, finished_blocks, unpruned_digests
 from secateur.pruning.walk import Prune, Survey, walk
@@ -256,19 +255,12 @@ def _work(task: Task, samples: Samples, surveys: bool, finished: int, room: floa
         finished: so many blocks have been pruned by an earlier run.
         room: bytes of Gram matrices that are gathered at once.
     """
-    blocks, left, recipe = len(task.blocks), task.blocks[finished:], task.recipe
-    if not samples.batches or not left:
+    blocks, score = len(task.blocks), SCORES[task.recipe.score]
+    if not samples.batches or finished == blocks:
         return blocks * (1 + surveys), "blocks"
-    seen = samples.tokens - samples.held_out_tokens
-
-    def observed(visited: Sequence[Block], gram: bool) -> int:
-        return seen * sum(len(in_parts(block, room)) if gram else 1 for block in visited)
-
-    moved = finished if recipe.one_shot else blocks - 1  # the last block is not run again
-    groups = sum(len(judged_together(block.linears)) for block in left)
-    judged = len(left) + groups * (1 + len(recipe.steps)) if samples.held_out else 0
-    score = SCORES[recipe.score]
-    # A survey without samples counts its blocks.
-    surveyed = (observed(task.blocks, score.needs_gram) if score.needs_inputs else blocks) if surveys else 0
-    work = observed(left, recipe.needs_gram) + moved * samples.tokens + judged * samples.held_out_tokens + surveyed
+    work = sum(passes(task, samples, index, finished, room).tokens for index in range(blocks))
+    if surveys and score.needs_inputs:
+        work += samples.seen_tokens * sum(observations(block, score.needs_gram, room) for block in task.blocks)
+    elif surveys:
+        work += blocks  # a survey without samples counts its blocks
     return work, "tokens"

@@ -12,11 +12,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
-from secateur.checkpoint import Source
 from secateur.devices import free_memory, resident_memory
 from secateur.errors import InputError
 from secateur.models.blocks import Block
@@ -72,8 +72,25 @@ class Footprint:
         return {host: stored + computing} if device.type == "cpu" else {device: computing, host: stored}
 
 
-def footprint(task: Task, source: Source, model: PreTrainedModel, samples: Samples, device: torch.device) -> Footprint:
-    """That of pruning ``model``, the skeleton of ``source``, whose parameters have the dtype to compute in."""
+class Tensors(Protocol):
+    """What is stored of a model: a :class:`~secateur.checkpoint.source.Source`, or something that knows as much."""
+
+    @property
+    def stacks(self) -> Any:
+        """Which tensors are stacks of others in the files, as ``members``."""
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of the tensors that begin with ``prefix``."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the tensor ``name``."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of the tensor ``name`` as stored."""
+
+
+def footprint(task: Task, source: Tensors, model: PreTrainedModel, samples: Samples, device: torch.device) -> Footprint:
+    """That of pruning ``model``, the skeleton of ``source``: its parameters have the dtype that is computed in."""
     computed = next(model.parameters()).dtype
     prefixes = tuple(block.prefix for block in task.blocks)
     outer = _held(source, [name for name in source.names() if not name.startswith(prefixes)], computed, device)
@@ -89,7 +106,7 @@ def footprint(task: Task, source: Source, model: PreTrainedModel, samples: Sampl
     return Footprint(outer, max(blocks, key=sum), max(works), max(waiting))
 
 
-def _held(source: Source, names: Iterable[str], computed: torch.dtype, device: torch.device) -> tuple[int, int]:
+def _held(source: Tensors, names: Iterable[str], computed: torch.dtype, device: torch.device) -> tuple[int, int]:
     """Bytes of tensors as stored, and beside them in modules that compute in ``computed`` on ``device``."""
     stored = inside = 0
     for name in names:

@@ -1,5 +1,6 @@
 """What is settled before any long work: which linears are pruned, what each must become, and on which samples."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur import data
+from secateur.calibrate.stream import in_parts
 from secateur.checkpoint import Source, context_of
 from secateur.digests import digest
 from secateur.errors import InputError
 from secateur.models.blocks import Block, blocks_of, family_of
-from secateur.models.spaces import Family
+from secateur.models.spaces import Family, judged_together
 from secateur.patterns import Pattern, check_fits
 from secateur.ranks import Ranks
 from secateur.recipe import Recipe
@@ -115,6 +117,52 @@ class Samples:
     def held_out_tokens(self) -> int:
         """Tokens that only the guard sees."""
         return sum(batch.numel() for batch in self.batches[len(self.batches) - self.held_out :])
+
+    @property
+    def seen_tokens(self) -> int:
+        """Tokens that statistics are gathered on."""
+        return self.tokens - self.held_out_tokens
+
+
+@dataclass(frozen=True)
+class Passes:
+    """On how many tokens one block is run.
+
+    Attributes:
+        observe: to see what enters its linears. In one-shot mode these tokens move on in the same pass.
+        judge: by the guard: dense, and at each reader group before its steps and after each.
+        advance: to make what enters the next block.
+    """
+
+    observe: int
+    judge: int
+    advance: int
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.observe + self.judge + self.advance
+
+
+def passes(task: Task, samples: Samples, index: int, finished: int = 0, room: float = math.inf) -> Passes:
+    """What the walk that prunes does with block ``index``, with ``room`` for so many bytes of Gram matrices.
+
+    An earlier run has ``finished`` so many blocks. The guard may have less to do: steps are not tried where nothing is
+    lost.
+    """
+    block, recipe = task.blocks[index], task.recipe
+    done, last = index < finished, index + 1 == len(task.blocks)
+    trials = len(judged_together(block.linears)) * (1 + len(recipe.steps))
+    return Passes(
+        observe=0 if done else samples.seen_tokens * observations(block, recipe.needs_gram, room),
+        judge=0 if done else samples.held_out_tokens * (1 + trials),
+        advance=0 if last or (recipe.one_shot and not done) else samples.tokens,
+    )
+
+
+def observations(block: Block, gram: bool, room: float = math.inf) -> int:
+    """How often a block is observed: more than once where its Gram matrices, if wanted, find no room together."""
+    return len(in_parts(block, room)) if gram else 1
 
 
 def batch_size(length: int, device: torch.device) -> int:

@@ -15,7 +15,7 @@ from secateur.errors import InputError, naming
 from secateur.runtime.choosing import Choice
 from secateur.runtime.decoding import Continuation
 from secateur.runtime.kernels import KERNELS
-from secateur.runtime.loading import load
+from secateur.runtime.loading import FREE, load
 from secateur.runtime.sparse_linear import SparseLinear
 
 
@@ -58,6 +58,7 @@ def generate(
     dtype: str = "auto",
     device: str = "auto",
     form: str = "auto",
+    memory: str | None = None,
 ) -> Generation:
     """Continue ``prompt``, taking the likeliest token each time.
 
@@ -68,6 +69,8 @@ def generate(
         dtype: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
         form: on a GPU, the form of pruned linears: ``auto`` (the fastest), ``dense``, ``2:4`` or ``packed``.
+        memory: how much of the device's memory may be used, such as ``8GB``; by default what is free. A model that
+            needs more is read from disk once for each token.
 
     Raises:
         InputError: when the model, the device or the form cannot be used, or the prompt is empty.
@@ -80,7 +83,7 @@ def generate(
         source = Source(folder)
         tokenizer = source.tokenizer()
         words = _encode(prompt, tokenizer, source.config, tokens).to(chosen)
-        loaded = load(folder, dtype, chosen, form)
+        loaded = load(folder, dtype, chosen, form, memory or FREE)
         with torch.inference_mode(), naming(folder, "cannot continue the prompt"):
             ids, prefill_seconds, rate, graph = _continue(loaded, words, tokens)
             text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -123,6 +126,8 @@ def _continue(model: PreTrainedModel, words: Tensor, most: int) -> tuple[list[in
     ends = model.generation_config.eos_token_id
     last = set(ends if isinstance(ends, list) else [ends])
     run = Continuation(model, words, most)
+    if model.offloaded:  # what reads files cannot be captured
+        run.graph = False
     began = time.perf_counter()
     run.prefill()
     if run.logits is not None and run.logits.isnan().any():

@@ -1,6 +1,7 @@
 """Load a model folder for running it, whatever Secateur wrote there."""
 
 import warnings
+from math import prod
 from pathlib import Path
 
 import torch
@@ -8,19 +9,29 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from secateur.checkpoint import Source, check, load_into, load_whole
-from secateur.checkpoint.packed import Entry
 from secateur.checkpoint.sparse import stack_rows
-from secateur.devices import choose_device
-from secateur.errors import naming
+from secateur.devices import choose_device, free_memory
+from secateur.errors import InputError, Notice, naming
 from secateur.models.gather import ORDER, attach_orders
 from secateur.runtime.acceleration import accelerate, check_form
 from secateur.runtime.kernels import KERNELS
+from secateur.runtime.offloading import offload, offloaded_bytes
 from secateur.runtime.sparse_experts import keep_experts
 from secateur.runtime.sparse_linear import SparseLinear, has_triton
+from secateur.sizes import parse_size, show_size
+
+# What may be used is what is free when the model is loaded.
+FREE = "free"
+# Weights may take so much of what may be used; the rest is for activations.
+SHARE_OF_WEIGHTS = 0.9
 
 
 def load(
-    folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu", form: str = "auto"
+    folder: str | Path,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    form: str = "auto",
+    memory: str | None = None,
 ) -> PreTrainedModel:
     """A transformers model, in eval mode.
 
@@ -34,75 +45,126 @@ def load(
     On a CUDA device pruned linears, whether they came packed or not, take the forms that are measured to be fastest, as
     :mod:`secateur.runtime.acceleration` has it. ``choices`` of the model says what was chosen, and why.
 
+    Where ``memory`` is too little for the whole model, its blocks are read from ``folder``, which has to stay where it
+    is, each time that they run (:mod:`secateur.runtime.offloading`): a forward pass then reads the model once, and runs
+    it dense. ``offloaded`` of the model has them; it is None of a model that is loaded whole.
+
     Args:
         folder: a local model folder.
         dtype: ``auto`` for the precision in which it is stored.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
         form: on a CUDA device, the form of pruned linears: ``auto`` (the fastest), ``dense``, ``2:4`` or ``packed``.
+        memory: how much of the device's memory may be used: a size such as ``8GB``, or ``free`` for what is free now.
+            By default the model is loaded whole, whatever it takes.
 
     Raises:
-        InputError: when there is no such device or form, or the folder cannot be read.
+        InputError: when there is no such device or form, or the folder cannot be read, or not in so little memory.
     """
     check_form(form)
     chosen = choose_device(str(device))
     source = Source(Path(folder))
-    check(source)  # what goes by older names is left to transformers, which says as well what is missing
+    known = check(source)  # what goes by older names is left to transformers, which says as well what is missing
+    precision = source.precision if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
+    if known and memory is not None and not _fits(source, precision, chosen, memory):
+        if form not in ("auto", "dense"):
+            raise InputError(f"{folder} does not fit whole into memory, and blocks that are read as they run are dense")
+        model = offload(source, precision, chosen)
+        _add_generation_config(model, source)
+        model.choices = ()
+        return model
     if source.packed:
-        model = _load_packed(source, dtype, chosen)
+        model = _load_packed(source, precision, chosen)
     else:
         model = load_whole(Path(folder), config=source.config, dtype=dtype)
     orders = source.read([name for name in source.names() if name.endswith(ORDER)])
     attach_orders(model, orders)
     model.to(chosen).eval()
     model.choices = accelerate(model, form) if chosen.type == "cuda" else ()
+    model.offloaded = None
     return model
 
 
-def _load_packed(source: Source, dtype: torch.dtype | str, device: torch.device) -> PreTrainedModel:
+def _fits(source: Source, precision: torch.dtype, device: torch.device, memory: str) -> bool:
+    """Whether the model may be loaded whole; says so where it may not, and what that means.
+
+    Raises:
+        InputError: when not even one block fits at a time.
+    """
+    bound = free_memory(device) if memory == FREE else parse_size(memory)
+    whole = 0
+    for name in source.names():
+        if _stays_packed(source, name, precision, device):
+            whole += sum(source.held[part].nbytes for part in source.stacks.parts(name))
+        else:
+            whole += prod(source.shape(name)) * precision.itemsize
+    # On its way to a GPU it is in the host's memory.
+    on_host = device.type == "cpu" or whole <= free_memory(torch.device("cpu"))
+    if whole <= SHARE_OF_WEIGHTS * bound and on_host:
+        return True
+    least = offloaded_bytes(source, precision, device)
+    if memory != FREE and least > bound:
+        raise InputError(
+            f"{source.folder} takes {show_size(least)} even with one block at a time in memory, and --memory allows "
+            f"{show_size(bound)}"
+        )
+    warnings.warn(
+        f"{source.folder} takes {show_size(whole)}, more than {show_size(bound)} of memory allow: its blocks are read "
+        "from disk when they run, all of them for each forward pass",
+        Notice,
+        stacklevel=3,
+    )
+    return False
+
+
+def _load_packed(source: Source, precision: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model on the CPU; its sparse weights stay packed if there are kernels for them on ``device``."""
-    keep = has_triton() if device.type == "cuda" else device.type == "cpu" and bool(KERNELS)
     if device.type == "cpu" and not KERNELS:
         warnings.warn(
             "Secateur was installed without a C++ compiler: packed weights run as slowly as dense ones",
             stacklevel=3,
         )
-    stored = source.config.dtype or torch.float32
-    precision = stored if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
     model = source.skeleton(precision)
-    packed = _keep_packed(model, source, precision, experts=device.type == "cpu") if keep else set()
+    packed = _keep_packed(model, source, precision, device)
     # What no kernel runs is expanded as it is read: other types, and transposed weights.
     load_into(model, source.read([name for name in source.names() if name not in packed]), "", torch.device("cpu"))
     model.tie_weights()
-    if (source.folder / "generation_config.json").is_file():
-        with naming(source.folder):
-            model.generation_config = GenerationConfig.from_pretrained(source.folder)
+    _add_generation_config(model, source)
     return model
 
 
-def _has_kernels(entry: Entry, precision: torch.dtype) -> bool:
-    """Whether the values that a file declares run packed, or do once they are rounded to ``precision``."""
-    return bool(entry.group) or entry.dtype == "bfloat16" or precision == torch.bfloat16
+def _add_generation_config(model: PreTrainedModel, source: Source) -> None:
+    """As ``from_pretrained`` does."""
+    if (source.folder / "generation_config.json").is_file():
+        with naming(source.folder):
+            model.generation_config = GenerationConfig.from_pretrained(source.folder)
 
 
-def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype, experts: bool) -> set[str]:
-    """Let modules that multiply with packed weights stand in ``model`` where there are kernels for these.
+def _stays_packed(source: Source, name: str, precision: torch.dtype, device: torch.device) -> bool:
+    """Whether what the files declare of a tensor runs packed, or does once it is rounded to ``precision``."""
+    on_gpu = device.type == "cuda"
+    if not (has_triton() if on_gpu else device.type == "cpu" and KERNELS) or (on_gpu and name in source.stacks.members):
+        return False
+    entries = [source.sparse.get(part) for part in source.stacks.parts(name)]
+    return all(entry and (entry.group or entry.dtype == "bfloat16" or precision == torch.bfloat16) for entry in entries)
+
+
+def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype, device: torch.device) -> set[str]:
+    """Let modules that multiply with packed weights stand in ``model`` where there are kernels for these on ``device``.
 
     Args:
         model: a skeleton.
         source: of packed weights.
         precision: of the model.
-        experts: whether stacks of experts stay packed too.
+        device: where it is to run.
 
     Returns:
         The names of the parameters that are not needed any more.
     """
     packed = set()
     for name in source.names():
-        layers = source.stacks.layers(name)
-        entries = [source.sparse.get(part) for layer in layers for part in layer]
-        stacked = name in source.stacks.members
-        if (stacked and not experts) or not all(entry and _has_kernels(entry, precision) for entry in entries):
+        if not _stays_packed(source, name, precision, device):
             continue
+        stacked, layers = name in source.stacks.members, source.stacks.layers(name)
         weights = [stack_rows([source.read_sparse(part) for part in layer], name) for layer in layers]
         if precision == torch.bfloat16:
             weights = [weight.to(precision) for weight in weights]

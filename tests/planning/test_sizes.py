@@ -7,21 +7,23 @@ import pytest
 import torch
 
 import secateur
-from secateur.benchmark.machine import read_rate
-from secateur.benchmark.plan import Plan
 from secateur.checkpoint import outline
 from secateur.checkpoint.sparse import pack, pack_int8, packed_bytes
 from secateur.errors import InputError
 from secateur.masks import select
 from secateur.models.blocks import blocks_of, family_of
 from secateur.patterns import NM, Unstructured, count_kept
+from secateur.planning.plan import Plan
+from secateur.planning.rates import read_rate
 from secateur.recipe import Recipe
 from tests import pico
+from tests.planning.machines import slow
 
 
-def plan(folder, **pattern):
+def plan(folder, **options):
     """Where memory delivers a gigabyte per second."""
-    return secateur.plan(folder, **pattern, rate=lambda number: 1e9)
+    recipe = Recipe(length=16, **options)
+    return secateur.plan(folder, recipe, rates=slow(), rate=lambda number: 1e9)
 
 
 @pytest.mark.parametrize("vocabulary", [2**33, 2**40])
@@ -135,10 +137,10 @@ def test_bounds_follow_from_bytes_and_rate(tmp_path):
 
 def test_a_rate_is_bytes_over_seconds(monkeypatch):
     ticks = itertools.count()
-    monkeypatch.setattr("secateur.benchmark.machine.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("secateur.planning.rates.time.perf_counter", lambda: float(next(ticks)))
     assert read_rate(1 << 20) == 1 << 20
     assert read_rate(1) == 1 << 12
-    monkeypatch.setattr("secateur.benchmark.machine.MOST_BYTES", 1 << 16)
+    monkeypatch.setattr("secateur.planning.rates.MOST_BYTES", 1 << 16)
     assert read_rate(1 << 40) == 1 << 16
 
 

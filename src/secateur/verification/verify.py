@@ -1,0 +1,143 @@
+"""Prove, from the files alone, that a written model is what its manifest says."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from secateur.checkpoint import MANIFEST, Source, changed_files, local_folder, opened, unlisted_files
+from secateur.devices import full_precision
+from secateur.errors import InputError
+from secateur.pruning.prepare import Task, prepare
+from secateur.verification.dense import DenseComparison, check_same_tensors
+from secateur.verification.manifest import read_manifest
+from secateur.verification.written import WrittenChecks
+
+# In float32 the logits of a folded model may differ from the unfolded one's by this share of the largest logit.
+LOGIT_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :func:`verify` found.
+
+    Attributes:
+        model: the folder.
+        checked: what was checked, in words.
+        failures: per check that failed, the tensors that it failed on (or what was wrong).
+        logit_difference: largest difference of a logit between the folded model and the unfolded masked
+            dense one, as a share of the largest logit; None when no dense model was given.
+        unchecked: what was not checked, in words.
+    """
+
+    model: str
+    checked: list[str]
+    failures: dict[str, list[str]] = field(default_factory=dict)
+    logit_difference: float | None = None
+    unchecked: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
+
+
+def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
+    """Check a folder that :func:`secateur.prune` wrote.
+
+    ``layers``: the linears that the manifest lists are all that its recipe prunes. ``pattern``: each obeys the pattern
+    as it is stored. ``zeros`` and ``bytes``: its zeros are where the mask put them, and its bytes those that were
+    written. ``shape``, ``sparsity``: the figures in the manifest are those of the files. ``unpruned``: all other
+    tensors are as they were written. ``files``: so are the config, the tokenizer and what else lies beside them, and
+    nothing was added that is read when the model is loaded.
+
+    Given the dense model, ``weights``: every tensor is the dense one, masked and in the recorded order of channels, bit
+    for bit (pruned weights that were reconstructed excepted); and ``logits``: the model computes the same as with all
+    channels in the dense model's order.
+
+    Args:
+        model: the folder that was written.
+        dense: the model that was pruned: a hub name, a folder, or a ``.gguf`` file.
+
+    Raises:
+        InputError: when the folder was not written by Secateur, or a model cannot be read.
+    """
+    folder = Path(model)
+    manifest, recipe = read_manifest(folder)
+    source = opened(folder)
+    if any(entry.group for entry in source.sparse.values()):
+        raise InputError(f"{folder} holds weights rounded to int8: verify the folder that it was packed from")
+    skeleton = source.skeleton(torch.float32)
+    task = prepare(skeleton, recipe)
+    linears = [block.full_name(linear) for block in task.blocks for linear in block.linears]
+    known = {layer.name: layer for layer in manifest.layers if layer.name in {*linears}}
+    written = WrittenChecks(task, known, manifest.unpruned_sha256)
+    with ExitStack() as stack:
+        comparison = None
+        if dense is not None:
+            original = Source(stack.enter_context(local_folder(str(dense))))
+            check_same_tensors(source, original, str(dense))
+            comparison = DenseComparison(source, original, skeleton, task, known)
+        difference = _pass(source, task, written, comparison)
+    written.end(manifest.sparsity)
+    failures = {"layers": _amiss([layer.name for layer in manifest.layers], linears)} | written.failures
+    patterns = " and ".join(dict.fromkeys(str(task.patterns[name]) for name in linears))
+    checked = [
+        f"{len(linears)} linears obey {patterns} as stored, and there are no others that the recipe prunes",
+        "their zeros and bytes are those that were written",
+    ]
+    unchecked = []
+    if manifest.unpruned_sha256 is None:
+        unchecked.append(f"all other tensors: {MANIFEST} has no digests of them")
+    else:
+        checked.append(f"so are {len(manifest.unpruned_sha256)} other tensors")
+    if manifest.files is None:
+        unchecked.append(f"the config and the tokenizer, but for sizes and ids: {MANIFEST} has no digests of them")
+    else:
+        failures["files"] = changed_files(folder, manifest.files)
+        added = [name for name in unlisted_files(folder, manifest.files) if name not in failures["files"]]
+        unchecked += [f"{name}, which was added" for name in added]
+        checked.append("and the config, the tokenizer and what else lies beside the weights")
+    if comparison is None or difference is None:
+        unchecked.append("whether the weights and logits are the dense model's (--dense)")
+    else:
+        failures |= {"weights": sorted(comparison.wrong)}
+        if not difference <= LOGIT_TOLERANCE:
+            failures["logits"] = [f"differ by {difference:.2g} of the largest"]
+        checked += [
+            "all tensors but these, which were reconstructed, are the dense model's in the recorded order"
+            if recipe.reconstruct != "none"
+            else "all tensors are the dense model's, masked and in the recorded order",
+            "the logits are those of the same weights in the dense model's order",
+        ]
+    found = {check: where for check, where in failures.items() if where}
+    return Verdict(str(model), checked, found, difference, unchecked)
+
+
+@torch.no_grad()
+@full_precision()
+def _pass(source: Source, task: Task, written: WrittenChecks, comparison: DenseComparison | None) -> float | None:
+    """Read the written model once, one block in memory, and let the checks see it; how far logits differ."""
+    outer = source.read(source.names_outside([block.prefix for block in task.blocks]))
+    written.outer(outer)
+    if comparison:
+        comparison.outer(outer)
+    del outer
+    for index, block in enumerate(task.blocks):
+        tensors = source.read(source.names(block.prefix))
+        written.block(block, tensors)
+        if comparison:
+            comparison.block(index, tensors)
+        del tensors  # before the next is read
+    return comparison.logit_difference() if comparison else None
+
+
+def _amiss(listed: Sequence[str], linears: Collection[str]) -> list[str]:
+    """What the manifest leaves out of the linears that the recipe prunes, and what it lists besides, or twice."""
+    more = list((Counter(listed) - Counter([*linears])).elements())
+    return [f"{name} is not in {MANIFEST}" for name in linears if name not in listed] + [
+        f"{name} is in {MANIFEST}, but not among the linears that its recipe prunes, or twice" for name in more
+    ]
