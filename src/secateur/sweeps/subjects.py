@@ -55,7 +55,7 @@ class Subject:
     def check(self, protocol: Protocol) -> None:
         """Raise :class:`InputError` when it cannot be measured so."""
         if protocol.data:
-            window_of(self.described, protocol.window)
+            window_of(self.described.config, protocol.window)
 
     def check_recipe(self, recipe: Recipe | None) -> None:
         """Raise :class:`InputError` when it cannot be pruned so; without a recipe it can."""
