@@ -29,12 +29,12 @@ if TYPE_CHECKING:  # the names in the table are wanted before torch is loaded
 
 def magnitude(weight: Tensor) -> Tensor:
     """|W|."""
-    return weight.float().abs()
+    return weight.abs().float()
 
 
 def wanda(weight: Tensor, stats: InputStats) -> Tensor:
     """|W_ij| · ‖X_j‖ (Wanda, eq. 1)."""
-    return magnitude(weight) * stats.norm
+    return magnitude(weight).mul_(stats.norm)
 
 
 def relative_to_input(weight: Tensor) -> Tensor:
@@ -51,12 +51,15 @@ def relative_to_output(weight: Tensor) -> Tensor:
 
 def relative_importance(weight: Tensor) -> Tensor:
     """RI: |W_ij| over its input channel plus |W_ij| over its output channel (RIA, eq. 3)."""
-    return relative_to_input(weight) + relative_to_output(weight)
+    size = magnitude(weight)
+    by_row = size.sum(1, keepdim=True)
+    by_input = _share(size, size.sum(0, keepdim=True))
+    return by_input.add_(size.div_(_whole(by_row)))  # in two tensors of its size, not six: new memory costs time
 
 
 def ria(weight: Tensor, stats: InputStats, alpha: float = 0.5) -> Tensor:
     """RI_ij · ‖X_j‖^alpha (RIA, eq. 4)."""
-    return relative_importance(weight) * stats.norm**alpha
+    return relative_importance(weight).mul_(stats.norm**alpha)
 
 
 def sparsegpt(weight: Tensor, stats: InputStats) -> Tensor:
@@ -75,8 +78,12 @@ def activation(weight: Tensor, stats: InputStats) -> Tensor:
 
 
 def _share(size: Tensor, total: Tensor) -> Tensor:
-    # A total of 0 means that every size in it is 0: dividing by 1 instead gives 0, not NaN.
-    return size / total.where(total > 0, 1)
+    return size / _whole(total)
+
+
+def _whole(total: Tensor) -> Tensor:
+    """A total to divide by: of 0, which means that every size in it is 0, it is 1, so that shares are 0 and not NaN."""
+    return total.where(total > 0, 1)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,8 @@ def compute(score: str, weight: Tensor, stats: InputStats | None, alpha: float, 
 
 def check_finite(weight: Tensor, stats: InputStats | None, where: str) -> None:
     """Raise :class:`InputError`, naming the layer ``where``, unless weight and input sums are finite."""
-    if not weight.isfinite().all():
+    # Not finite is a sum of what is not finite; the other way round it may have overflowed, and is looked at again.
+    if not weight.sum().isfinite() and not weight.isfinite().all():
         bad = weight.numel() - weight.isfinite().sum().item()
         raise InputError(
             f"{where}: {bad} of its {weight.numel()} weights are NaN or infinite; the checkpoint is damaged"
