@@ -47,11 +47,12 @@ def _keep_largest(score: Tensor, keep: int) -> Tensor:
     if keep == 0 or keep == score.shape[1] or score.numel() == 0:
         return torch.full_like(score, keep > 0, dtype=torch.bool)
     smallest_kept = _kth_largest(score, keep)
-    above, tied = score > smallest_kept, score == smallest_kept
-    missing = keep - above.sum(1, keepdim=True)
-    if torch.equal(tied.sum(1, keepdim=True), missing):
-        return above | tied
-    return above | (tied & (tied.cumsum(1, dtype=torch.int32) <= missing))
+    mask = score >= smallest_kept  # so many of each row, or more
+    if mask.count_nonzero() > keep * len(mask):
+        tied = score == smallest_kept
+        wanted = tied.sum(1, keepdim=True) - (mask.sum(1, keepdim=True) - keep)
+        mask &= ~tied | (tied.cumsum(1, dtype=torch.int32) <= wanted)
+    return mask
 
 
 def _kth_largest(score: Tensor, k: int) -> Tensor:
@@ -74,8 +75,8 @@ def _kth_largest(score: Tensor, k: int) -> Tensor:
 
 def _upper_half(numbers: Tensor) -> Tensor:
     """The upper halves of float32 ``numbers`` (C,) as integers in [0, 2¹⁶) that keep their order: int32 ``(C,)``."""
-    # Floats keep their order as integers, with all bits but the sign of negative ones turned round. Adding 0 makes 0 and
-    # -0 equal.
+    # Floats keep their order as integers, with all bits but the sign of negative ones turned round. Adding 0 makes 0
+    # and -0 equal.
     bits = (numbers + 0.0).view(torch.int32)
     return ((bits ^ ((bits >> 31) & 0x7FFF_FFFF)) >> 16).add_(0x8000)
 
@@ -89,6 +90,15 @@ def _keep_largest_of_few(score: Tensor, keep: int) -> Tensor:
         larger[j] += first
         larger[i] += ~first
     return (larger < keep).T
+
+
+def masked(weight: Tensor, mask: Tensor) -> Tensor:
+    """``weight`` where ``mask`` is true, bit for bit, and +0.0 elsewhere: not −0.0, which formats that go by bits keep.
+
+    A product of integers, which takes a quarter of the time of ``torch.where`` on a CPU.
+    """
+    bits = weight.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
+    return (bits * mask).view(weight.dtype)
 
 
 def obeys(weight: Tensor, pattern: Pattern) -> bool:
@@ -109,5 +119,5 @@ def sparsity_of(weight: Tensor) -> float:
 
 def retained(score: Tensor, mask: Tensor) -> float:
     """The share of the total of ``score`` (O, I) that ``mask`` keeps, in [0, 1]; 1 when there is no score at all."""
-    total = score.sum(dtype=torch.float64)
-    return (torch.where(mask, score, 0).sum(dtype=torch.float64) / total).item() if total > 0 else 1.0
+    total, kept = (part.sum(1).sum(dtype=torch.float64) for part in (score, score * mask))
+    return (kept / total).item() if total > 0 else 1.0

@@ -1,9 +1,12 @@
 """Prune one linear: score, order of its own, mask, and steps that change mask and weights."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
-from secateur.masks import retained, select, sparsity_of
+from secateur.devices import bfloat16_products
+from secateur.masks import masked, retained, select, sparsity_of
 from secateur.memory import Kept, Room
 from secateur.patterns import NM, Pattern
 from secateur.permute.orders import find_order, inverse
@@ -135,7 +138,7 @@ class LinearPruning:
         """The current weights in this linear's own order, rounded as stored: what masking leaves is exactly zero."""
         dense = self._weight
         whole = self._ordered(dense) if self._changed is None else self._changed.get()
-        return whole.to(dense.dtype).where(self.mask, 0)  # and never -0, which formats that go by bits keep
+        return masked(whole.to(dense.dtype), self.mask)
 
     @property
     def weight(self) -> Tensor:
@@ -189,6 +192,8 @@ def relative_error(dense: Tensor, pruned: Tensor, stats: InputStats) -> float:
     """See :class:`LayerResult`: over all inputs where their Gram matrix is known, else over the sample."""
     if (gram := stats.gram) is not None:
         return output_error(pruned, dense, gram)
-    inputs = stats.sample.float()
-    size, lost = (inputs @ dense.T).norm(), (inputs @ (dense - pruned).T).norm()
+    inputs = stats.sample
+    # bfloat16 inputs tell the error to two or three digits anyway.
+    with bfloat16_products() if inputs.dtype == torch.bfloat16 else nullcontext():
+        size, lost = ((inputs.float() @ weight.T).norm() for weight in (dense, dense - pruned))
     return (lost / size).item() if size > 0 else 0.0
