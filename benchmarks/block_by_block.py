@@ -17,9 +17,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, Qwen3MoeConfig
+from random_models import llama, qwen3_moe, write
+from transformers import PreTrainedConfig
 
 import secateur
 from secateur.checkpoint import Source
@@ -67,26 +66,17 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=64)
     args = parser.parse_args()
     for depth in args.depths:
-        _measure(f"LLaMA, {depth} blocks", _llama(args.width, depth))
+        heads = args.width // 64
+        _measure(f"LLaMA, {depth} blocks", llama(args.width, 11 * args.width // 4, heads, heads, depth, VOCABULARY))
     if args.experts:
-        _measure(f"Qwen3-MoE, {args.experts} experts, 3 blocks", _moe(args.width, args.experts))
-
-
-def _llama(width: int, depth: int) -> PreTrainedConfig:
-    sizes = {"hidden_size": width, "intermediate_size": 11 * width // 4, "num_hidden_layers": depth}
-    return LlamaConfig(vocab_size=VOCABULARY, num_attention_heads=width // 64, **sizes)
-
-
-def _moe(width: int, experts: int) -> PreTrainedConfig:
-    heads = {"num_attention_heads": width // 64, "num_key_value_heads": width // 256, "head_dim": 64}
-    sizes = {"hidden_size": width, "moe_intermediate_size": width // 4, "num_hidden_layers": 3}
-    return Qwen3MoeConfig(vocab_size=VOCABULARY, num_experts=experts, num_experts_per_tok=4, **heads, **sizes)
+        moe = qwen3_moe(args.width, args.width // 4, args.width // 64, args.width // 256, args.experts, 3)
+        _measure(f"Qwen3-MoE, {args.experts} experts, 3 blocks", moe)
 
 
 def _measure(name: str, config: PreTrainedConfig) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        _make(config, root / "dense")
+        write(config, root / "dense")
         secateur.prune(root / "dense", root / "pruned", Recipe(score="magnitude", pattern="2:4", permute="none"))
         (root / "text.txt").write_text("A law should be able to fail, and this one does not. " * 100)
         source = Source(root / "pruned")
@@ -105,17 +95,6 @@ def _measure(name: str, config: PreTrainedConfig) -> None:
             found = json.loads(done.stdout)
             shares = {"blocks": round(found["peak"] / block, 1), "models_read": round(found["read"] / size, 2)}
             print(json.dumps({"command": command} | found | shares), flush=True)
-
-
-def _make(config: PreTrainedConfig, folder: Path) -> None:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="50MB")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(folder)
 
 
 if __name__ == "__main__":

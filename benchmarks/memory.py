@@ -17,11 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from random_models import llama, write
 
 RECIPES: dict[str, dict[str, Any]] = {
     "ria": {"sparsity": 0.5},
@@ -41,9 +37,9 @@ from secateur.recipe import Recipe
 peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 imported, said = peak(), {}
 genuine = folder.places
-def noting(takes, task, device):
+def noting(takes, task, device, *rest):
     said.update(before=resident_memory(), must=sum(takes.takes(device).values()), waits=takes.waiting)
-    return genuine(takes, task, device)
+    return genuine(takes, task, device, *rest)
 folder.places = noting
 recipe = Recipe(**json.loads(sys.argv[3]))
 manifest = secateur.prune(sys.argv[1], sys.argv[2], recipe, force=True)
@@ -66,12 +62,11 @@ def main() -> None:
     for depth in map(int, args.depths.split(",")):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write(folder / "model", args.width, args.ffn, args.vocabulary, depth)
-            text = "Of all that was measured, only what was measured is said. " * (args.samples * args.length // 50)
-            (folder / "text.txt").write_text(text)
+            heads = max(1, args.width // 128)
+            write(llama(args.width, args.ffn, heads, heads, depth, args.vocabulary), folder / "model")
             for bound in args.bounds.split(","):
                 recipe = RECIPES[args.recipe] | {
-                    "calibration": str(folder / "text.txt"),
+                    "calibration": str(folder / "model" / "text.txt"),
                     "samples": args.samples,
                     "length": args.length,
                     "memory": None if bound == "none" else bound,
@@ -86,53 +81,6 @@ def main() -> None:
                 mb = {key: round(took[key] / 1e6) for key in ("imported", "before", "must", "waits", "peak")}
                 print(json.dumps({"blocks": depth, "memory": bound} | mb | {"seconds": round(took["seconds"], 1)}))
                 sys.stdout.flush()
-
-
-def write(folder: Path, width: int, ffn: int, vocabulary: int, depth: int) -> None:
-    """A random model and a tokenizer of bytes, with one block in memory at a time."""
-    folder.mkdir()
-    heads = max(1, width // 128)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=ffn,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )
-    config.save_pretrained(folder)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(folder)
-    draw = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=draw).mul_(0.02).bfloat16()
-
-    shards = [
-        {
-            "model.embed_tokens.weight": random(vocabulary, width),
-            "lm_head.weight": random(vocabulary, width),
-            "model.norm.weight": torch.ones(width, dtype=torch.bfloat16),
-        }
-    ]
-    square = {f"self_attn.{kind}_proj": (width, width) for kind in "qkvo"}
-    shapes = square | {"mlp.gate_proj": (ffn, width), "mlp.up_proj": (ffn, width), "mlp.down_proj": (width, ffn)}
-    weight_map: dict[str, str] = {}
-    for number in range(depth + 1):
-        if number:
-            prefix = f"model.layers.{number - 1}."
-            norms = {
-                f"{prefix}{kind}_layernorm.weight": torch.ones(width).bfloat16() for kind in ("input", "post_attention")
-            }
-            shards = [{f"{prefix}{name}.weight": random(*shape) for name, shape in shapes.items()} | norms]
-        name = f"model-{number + 1:05}-of-{depth + 1:05}.safetensors"
-        save_file(shards[0], folder / name, {"format": "pt"})
-        weight_map |= dict.fromkeys(shards[0], name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py MODEL [--samples 16 --length 512] [--recipes ria ria-2:4 best] [--widths 64 256 1024]
 
-Prunes MODEL, and random LLaMAs with its tokenizer, of four blocks and several widths, by several recipes; prints the
+Prunes MODEL, and random LLaMAs of four blocks and several widths, by several recipes; prints the
 seconds that were predicted and measured by stage, their ratios, and the same of memory. Each run is a process of its
 own that measures the rates anew: on a shared machine they change from minute to minute.
 """
@@ -15,7 +15,8 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from random_models import llama, write
+from transformers import PreTrainedConfig
 
 from secateur.recipe import Recipe
 
@@ -45,20 +46,9 @@ print(json.dumps([predicted, planned["memory"]["host"], manifest["seconds"] | {"
 """
 
 
-def save_random(folder: Path, width: int, tokenizer: Path) -> Path:
-    """A LLaMA of random weights and this width."""
-    words = AutoTokenizer.from_pretrained(tokenizer)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=max(1, width // 64),
-        num_key_value_heads=max(1, width // 64),
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
+def of_width(width: int) -> PreTrainedConfig:
+    heads = max(1, width // 64)
+    return llama(width, width * 11 // 4, heads, heads, BLOCKS, 32_000)
 
 
 def compare(model: Path, recipe: Recipe, label: str) -> None:
@@ -86,7 +76,7 @@ def main() -> None:
     parser.add_argument("--only-random", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        models = {f"width {width}": save_random(Path(home) / str(width), width, args.model) for width in args.widths}
+        models = {f"width {width}": write(of_width(width), Path(home) / str(width), "float32") for width in args.widths}
         if not args.only_random:
             models[args.model.name] = args.model
         for name, model in models.items():

@@ -33,14 +33,12 @@ def llama(width: int, wide: int, heads: int, kv_heads: int, blocks: int, vocabul
     )
 
 
-def qwen3_moe(experts: int, blocks: int) -> PreTrainedConfig:
-    """Of Qwen3-30B-A3B's width."""
+def qwen3_moe(width: int, wide: int, heads: int, kv_heads: int, experts: int, blocks: int) -> PreTrainedConfig:
     return Qwen3MoeConfig(
-        hidden_size=2048,
-        intermediate_size=6144,
-        moe_intermediate_size=768,
-        num_attention_heads=32,
-        num_key_value_heads=4,
+        hidden_size=width,
+        moe_intermediate_size=wide,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
         head_dim=128,
         num_experts=experts,
         num_experts_per_tok=8,
@@ -56,14 +54,12 @@ SHAPES = {
     "1b": lambda: llama(2048, 5632, 32, 4, 22, 32_000),
     "7b": lambda: llama(4096, 11008, 32, 32, 32, 32_000),
     "70b": lambda: llama(8192, 28672, 64, 8, 80, 32_000),
-    "moe": lambda: qwen3_moe(64, 4),
+    "moe": lambda: qwen3_moe(2048, 768, 32, 4, 64, 4),  # Qwen3-30B-A3B's width
 }
 
 
-def write(shape: str, folder: Path, blocks: int | None = None, dtype: str = "bfloat16", seed: int = 0) -> Path:
-    """Write the model of one of SHAPES, with another number of ``blocks`` if given, to ``folder``."""
-    config = SHAPES[shape]()
-    config.num_hidden_layers = blocks or config.num_hidden_layers
+def write(config: PreTrainedConfig, folder: Path, dtype: str = "bfloat16", seed: int = 0) -> Path:
+    """Write a random model of this config to ``folder``, with its tokenizer and a text."""
     config.dtype = dtype
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
@@ -123,4 +119,7 @@ if __name__ == "__main__":
     parser.add_argument("--blocks", type=int)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    write(**vars(parser.parse_args()))
+    args = parser.parse_args()
+    chosen = SHAPES[args.shape]()
+    chosen.num_hidden_layers = args.blocks or chosen.num_hidden_layers
+    write(chosen, args.folder, args.dtype, args.seed)

@@ -17,9 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+from random_models import llama, write
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import secateur
 from secateur.recipe import Recipe
@@ -29,28 +28,6 @@ RECIPES = {
     "RIA 2:4 lsa exact": Recipe(pattern="2:4"),
     "best (sparsegpt, admm, guard)": Recipe(score="sparsegpt", pattern="2:4", reconstruct="admm"),
 }
-
-
-def make(folder: Path, width: int, layers: int) -> None:
-    """A random model and a tokenizer of words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 64,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({str(number): number for number in range(1000)}, unk_token="0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
-    text = torch.randint(1000, (100_000,)).tolist()
-    (folder / "text.txt").write_text(" ".join(map(str, text)))
 
 
 def work(folder: Path, samples: int, length: int) -> None:
@@ -99,7 +76,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as root:
         model = Path(root) / "model"
-        make(model, options.width, options.layers)
+        heads = options.width // 64
+        write(llama(options.width, 3 * options.width, heads, heads, options.layers, 1000), model, "float32")
         print("| recipe | processes | seconds | busiest, CPU s | mask bits apart | weights apart | stages (s) |")
         print("| --- | ---: | ---: | ---: | ---: | ---: | --- |")
         for size in options.processes:
