@@ -107,4 +107,9 @@ def test_sizes_are_decimal_or_binary_as_written(text, size):
 
 
 def test_sizes_are_shown_in_decimal_units():
-    assert [show_size(size) for size in (1, 12_400_000, 7_340_000_000)] == ["1 MB", "12 MB", "7.3 GB"]
+    assert [show_size(size) for size in (1, 300_000, 12_400_000, 7_340_000_000)] == [
+        "1 B",
+        "300 kB",
+        "12 MB",
+        "7.3 GB",
+    ]

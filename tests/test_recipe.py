@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 import torch
 
@@ -102,3 +103,10 @@ def test_bad_devices_are_refused():
 def test_half_a_character_is_refused():
     with pytest.raises(InputError, match="surrogates"):
         Recipe.from_dict({"score": "\ud800"})
+
+
+def test_a_recipe_from_data_is_the_recipe_that_python_makes():
+    read, made = Recipe.from_dict({"score": "wanda"}), Recipe(score="wanda")
+    assert read == made
+    assert msgspec.json.encode(read) == msgspec.json.encode(made)
+    assert read.to_dict() == made.to_dict()

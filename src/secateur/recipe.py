@@ -164,7 +164,8 @@ class Recipe:
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
 
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _COMPUTATION] = "auto"
-    """Precision to compute in; auto is float32 on a CPU and the checkpoint's own on a GPU."""
+    """Precision to compute in; auto is the checkpoint's own on a GPU, and on a CPU float32, but bfloat16 where it has
+    AMX and the checkpoint is not float16."""
 
     memory: Annotated[str | None, _COMPUTATION] = None
     """Memory of this machine that the run may take, such as 8GB; by default nine tenths of what is free. What does not
@@ -312,6 +313,6 @@ class Recipe:
         if isinstance(data.get("memory"), int):
             data["memory"] = str(data["memory"])
         try:
-            return msgspec.convert(data, cls)
+            return dataclasses.replace(msgspec.convert(data, cls))  # which leaves out of __dict__ what is not given
         except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a character is in no text
             raise InputError(f"{where}: {error}") from None

@@ -28,5 +28,8 @@ def parse_size(text: str) -> int:
 
 
 def show_size(size: int) -> str:
-    """``size`` bytes for people, in decimal units: ``7.3 GB``, ``12 MB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
+    """``size`` bytes for people, in decimal units: ``7.3 GB``, ``12 MB``, ``300 kB``, ``1 B``."""
+    for unit, factor, digits in (("GB", 1e9, 1), ("MB", 1e6, 0), ("kB", 1e3, 0)):
+        if size >= factor:
+            return f"{size / factor:.{digits}f} {unit}"
+    return f"{size} B"

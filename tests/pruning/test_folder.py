@@ -161,6 +161,16 @@ def test_scores_of_weights_alone_need_no_text(score, tmp_path):
     assert manifest["sparsity"] == 0.5
 
 
+class Counting(Progress):
+    total = done = 0
+
+    def start(self, what, total, unit="tokens"):
+        self.total = total
+
+    def advance(self, amount):
+        self.done += amount
+
+
 @pytest.mark.parametrize(
     ("setting", "passes"),
     [
@@ -169,20 +179,22 @@ def test_scores_of_weights_alone_need_no_text(score, tmp_path):
     ],
 )
 def test_progress_counts_every_token_of_every_pass(setting, passes, tmp_path, recipe):
-    class Counting(Progress):
-        total = done = 0
-
-        def start(self, what, total, unit="tokens"):
-            self.total = total
-
-        def advance(self, amount):
-            self.done += amount
-
     dense, counting = pico.save("llama-mha", tmp_path / "dense"), Counting()
     secateur.prune(dense, tmp_path / "out", replace(recipe, pattern="2:4", **setting), progress=counting)
     tokens, blocks = 6 * 32, 3
     surveyed = blocks * tokens if passes == 2 else blocks
     assert counting.done == counting.total == surveyed + (2 * blocks - 1) * tokens
+
+
+def test_samples_pass_blocks_of_which_nothing_is_pruned(tmp_path, recipe):
+    dense, counting = pico.save("llama-mha", tmp_path / "dense"), Counting()
+    one_shot = replace(recipe, one_shot=True)
+    secateur.prune(dense, tmp_path / "all", one_shot)
+    secateur.prune(dense, tmp_path / "some", replace(one_shot, skip=("model.layers.0.*",)), progress=counting)
+    assert counting.done == counting.total
+    everything, some = linears(weights(tmp_path / "all")), linears(weights(tmp_path / "some"))
+    for name, weight in everything.items():
+        assert torch.equal(weight, some[name]) != name.startswith("model.layers.0.")
 
 
 def test_a_block_is_written_while_the_next_is_at_work(tmp_path, recipe, monkeypatch):

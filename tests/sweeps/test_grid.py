@@ -117,7 +117,13 @@ def test_a_baseline_is_on_the_other_axes_where_the_row_is():
         (MODELS | {"grid": {"score": ["ria", "ria"]}}, "lists a value twice"),
         (MODELS | {"grid": {"score": ["ria", "wand"]}}, "no row can have score wand"),
         (MODELS | {"grid": {"score": ["ria"], "x": {"y": {"score": "ri"}}}}, "score and x both set score"),
+        (
+            MODELS | {"grid": {"pattern": ["2:4"], "sparsity": [0.5]}},
+            "pattern and sparsity both set sparsity or pattern",
+        ),
         (MODELS | {"grid": {"seed": [1, 2]}}, "seed is a column already"),
+        (MODELS | {"grid": {"rows": {"x": {}}}}, "rows is a column already"),
+        (MODELS | {"recipes": {1: {}, "1": {}}}, "recipes has '1' twice"),
         (MODELS | {"seeds": 3}, "seeds: Expected `array`"),
         (MODELS | {"seeds": [-1]}, "seed -1"),
         (MODELS | {"recipes": {"x": {}}, "baseline": {"recipe": "y"}}, "there is no recipe y; recipe: x"),

@@ -109,6 +109,8 @@ class Stream:
                 each for some of the places, whose matrices are put aside after it.
         """
         parts = in_parts(self.blocks[index], self.rooms.statistics.left if gram else math.inf)
+        if keep_output and not parts:  # nothing of this block is pruned, and the samples have to pass it all the same
+            parts = [[]]
         stats: dict[str, InputStats] = {}
         for part in parts:
             last = part is parts[-1]

@@ -56,7 +56,8 @@ class Job:
         score = SCORES[self.recipe.score]
         if not self.surveys or not score.needs_inputs:
             return 0
-        return self.samples.seen_tokens * observations(block, score.needs_gram, self.room)
+        index = self.task.blocks.index(block)
+        return self.samples.seen_tokens * observations(self.task, index, True, score.needs_gram, self.room)
 
     @property
     def forward_tokens(self) -> int:

@@ -25,6 +25,8 @@ from secateur.recipe import Recipe
 # One after the other, while a thread reads the next block and another one writes the one before.
 COMPUTING = ("calibrate", "order", "prune")
 STAGES = ("load", "read", *COMPUTING, "write")
+# A plan lists the batches of a run, and no calibration set is as large as this.
+MOST_TOKENS = 10**10
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,11 @@ def plan(
     recipe = recipe or Recipe()
     if ranks < 1:
         raise InputError(f"{ranks} processes are too few to prune with")
+    if recipe.samples * recipe.length > MOST_TOKENS:
+        raise InputError(f"{recipe.samples} samples of {recipe.length} tokens are more than any text has (--samples)")
     skeleton = outline(str(model))
+    if empty := [name for name, parameter in skeleton.named_parameters() if not parameter.numel()]:
+        raise InputError(f"by its config {model} has weights without numbers ({empty[0]}): a size there is 0")
     task = prepare(skeleton, recipe)
     stored = skeleton.config.dtype or torch.float32
     if rates is None:

@@ -260,7 +260,7 @@ def _work(task: Task, samples: Samples, surveys: bool, finished: int, room: floa
         return blocks * (1 + surveys), "blocks"
     work = sum(passes(task, samples, index, finished, room).tokens for index in range(blocks))
     if surveys and score.needs_inputs:
-        work += samples.seen_tokens * sum(observations(block, score.needs_gram, room) for block in task.blocks)
+        work += samples.seen_tokens * sum(observations(task, i, True, score.needs_gram, room) for i in range(blocks))
     elif surveys:
         work += blocks  # a survey without samples counts its blocks
     return work, "tokens"

@@ -153,16 +153,21 @@ def passes(task: Task, samples: Samples, index: int, finished: int = 0, room: fl
     block, recipe = task.blocks[index], task.recipe
     done, last = index < finished, index + 1 == len(task.blocks)
     trials = len(judged_together(block.linears)) * (1 + len(recipe.steps))
+    observed = 0 if done else observations(task, index, recipe.one_shot, recipe.needs_gram, room)
     return Passes(
-        observe=0 if done else samples.seen_tokens * observations(block, recipe.needs_gram, room),
+        observe=samples.seen_tokens * observed,
         judge=0 if done else samples.held_out_tokens * (1 + trials),
         advance=0 if last or (recipe.one_shot and not done) else samples.tokens,
     )
 
 
-def observations(block: Block, gram: bool, room: float = math.inf) -> int:
-    """How often a block is observed: more than once where its Gram matrices, if wanted, find no room together."""
-    return len(in_parts(block, room)) if gram else 1
+def observations(task: Task, index: int, one_shot: bool, gram: bool, room: float = math.inf) -> int:
+    """How often block ``index`` is observed: more than once where its Gram matrices, if wanted, find no room together.
+
+    One of which nothing is pruned is run for the next one's sake only, where samples move on as they are observed.
+    """
+    moves = one_shot and index + 1 < len(task.blocks)
+    return max(len(in_parts(task.blocks[index], room if gram else math.inf)), moves)
 
 
 def batch_size(length: int, device: torch.device) -> int:

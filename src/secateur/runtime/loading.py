@@ -109,7 +109,7 @@ def _fits(source: Source, precision: torch.dtype, device: torch.device, memory: 
         )
     warnings.warn(
         f"{source.folder} takes {show_size(whole)}, more than {show_size(bound)} of memory allow: its blocks are read "
-        "from disk when they run, all of them for each forward pass",
+        "from disk when they run (all of them for each forward pass; once for all texts whose perplexity is measured)",
         Notice,
         stacklevel=3,
     )

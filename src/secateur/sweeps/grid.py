@@ -42,7 +42,9 @@ MOST_VARIANTS = 10_000
 RECIPE, DENSE = "recipe", "dense"
 _KEYS = ("models", "base", "recipes", "grid", "seeds", "evaluate", "baseline")
 _OPTIONS = tuple(field.name for field in dataclasses.fields(Recipe))
-_TAKEN = ("model", "seed")  # columns of the table that are no axes
+# Columns of the table that are no axes, and ways to say one thing.
+_TAKEN = ("model", "seed", "rows", "failed", "zeros", "retained", "relative_error", "seconds")
+_TARGET = ("sparsity", "pattern")
 
 Options = Mapping[str, Any]
 
@@ -176,7 +178,10 @@ class Grid:
         given = _checked_keys(data, _KEYS, where)
         models = given.get("models") or []
         listed = models if isinstance(models, dict) else {one: one for one in _words(models, f"{where}: models")}
-        named = {str(label): _words([model], f"{where}: models")[0] for label, model in listed.items()}
+        named = {
+            label: _words([model], f"{where}: models")[0]
+            for label, model in _checked_mapping(listed, f"{where}: models").items()
+        }
         if not named:
             raise InputError(f"{where} names no models")
         axes = _axes(given, where)
@@ -235,7 +240,7 @@ def _checked_keys(data: Any, known: Sequence[str], where: str) -> dict[str, Any]
     """``data`` with its keys as Python has them; raises :class:`InputError` for one that is not ``known``."""
     if not isinstance(data, dict):
         raise InputError(f"{where} is not a mapping")
-    named = {str(key).replace("-", "_"): value for key, value in data.items()}
+    named = _named(((str(key).replace("-", "_"), value) for key, value in data.items()), where)
     for key in named:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -299,15 +304,26 @@ def _axes(given: Mapping[str, Any], where: str) -> dict[str, dict[str, tuple[Opt
         if not axes[key]:
             raise InputError(f"{place} has no values")
         for option in {name for _, options in axes[key].values() for name in options}:
-            if set_by.setdefault(option, key) != key:
-                raise InputError(f"{where}: grid: {set_by[option]} and {key} both set {option}")
+            said = " or ".join(_TARGET) if option in _TARGET else option
+            if set_by.setdefault(said, key) != key:
+                raise InputError(f"{where}: grid: {set_by[said]} and {key} both set {said}")
     return axes or {RECIPE: {"": ({}, {})}}
 
 
 def _checked_mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where} is not a mapping")
-    return {str(key): item for key, item in value.items()}
+    return _named(((str(key), item) for key, item in value.items()), where)
+
+
+def _named(items: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """Items by name; raises :class:`InputError` where two have one name, as 1 and "1" have."""
+    named: dict[str, Any] = {}
+    for name, item in items:
+        if name in named:
+            raise InputError(f"{where} has {name!r} twice")
+        named[name] = item
+    return named
 
 
 def _labelled(value: Any, where: str) -> dict[str, tuple[Options, Options]]:

@@ -50,7 +50,7 @@ def table(results: Results) -> Table:
     ]
     tasks = [(f"{task.task} {task.metric}, %",) for task in _first(results, "tasks")]
     columns = [*(("model",), *((axis,) for axis in results.axes)), *texts, *tasks]
-    columns += [("sparsity",), ("retained",), ("seeds",), ("seconds",), ("failed",)]
+    columns += [("zeros",), ("retained",), ("seeds",), ("seconds",), ("failed",)]
     rows = [_cells(summary, columns[words:]) for summary in results.summaries]
     filled = [
         [part for part in range(len(names)) if place < words or any(row[place][part] for row in rows)]
@@ -174,7 +174,7 @@ def comma_separated(results: Results) -> str:
 def _record(results: Results, summary: Summary) -> dict[str, str | float | None]:
     record: dict[str, str | float | None] = {"model": summary.model}
     record |= dict(zip(results.axes, summary.labels, strict=True))
-    record |= {"rows": summary.rows, "failed": len(summary.failures), "sparsity": summary.sparsity}
+    record |= {"rows": summary.rows, "failed": len(summary.failures), "zeros": summary.sparsity}
     record |= {"retained": summary.retained, "relative_error": summary.relative_error, "seconds": summary.seconds}
     for text in summary.texts:
         numbers = {

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from secateur.checkpoint import MANIFEST
+from secateur.checkpoint import MANIFEST, changed_files
 from secateur.data.tokens import tokens_kept_in
 from secateur.errors import InputError, reason
 from secateur.evaluation.evaluate import Evaluation, evaluate
-from secateur.files import MOST_BYTES_OF_LISTS, read_object
+from secateur.files import MOST_BYTES_OF_LISTS, member, read_object
 from secateur.pruning.folder import prune
 from secateur.recipe import Recipe
 from secateur.sweeps.grid import DENSE, Protocol
@@ -132,10 +132,7 @@ def _do(job: Job) -> Outcome:
     pruned = None
     with tokens_kept_in(Path(job.tokens)):
         if job.recipe:
-            if out.exists():
-                manifest = read_object(out / MANIFEST, MOST_BYTES_OF_LISTS)
-            else:
-                manifest = prune(job.model, out, job.recipe, resume=True)
+            manifest = _kept(out) if out.exists() else prune(job.model, out, job.recipe, resume=True)
             pruned = Pruning.of(manifest)
         (evaluation,) = evaluate(
             out if job.recipe else job.model,
@@ -155,6 +152,15 @@ def _do(job: Job) -> Outcome:
     seconds = round(time.perf_counter() - began, 3)
     method = pruned.method if pruned else DENSE  # labels may change, and folders do
     return Outcome(pruning=pruned, evaluation=replace(evaluation, model=method), seconds=seconds)
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """The manifest of a model that was kept; raises :class:`InputError` when it is not what was written there."""
+    path = member(folder, MANIFEST)
+    manifest = read_object(path, MOST_BYTES_OF_LISTS) if path else {}
+    if not path or changed_files(folder, manifest["files"], weights=True):
+        raise InputError(f"{folder} is no longer the model that was kept there: delete it, and the row is done again")
+    return manifest
 
 
 def _steps(trials: list[dict[str, Any]]) -> list[str]:
