@@ -105,6 +105,12 @@ def test_half_a_character_is_refused():
         Recipe.from_dict({"score": "\ud800"})
 
 
+@pytest.mark.parametrize("wrong", [{"dtype": "float64"}, {"memory": 2000000000}, {"memory": "much"}])
+def test_values_of_other_kinds_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Recipe(**wrong)
+
+
 def test_a_recipe_from_data_is_the_recipe_that_python_makes():
     read, made = Recipe.from_dict({"score": "wanda"}), Recipe(score="wanda")
     assert read == made

@@ -12,6 +12,7 @@ break; whoever waits for it, or next would, finds that out at once. The first ra
 import itertools
 import os
 import signal
+import threading
 import time
 import traceback
 import warnings
@@ -106,18 +107,24 @@ class Processes(Ranks):
         """
         if dist.is_initialized():
             raise InputError("torch.distributed is in use in this process: prune before it is, or in one process")
+        number, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+        if not (number.isdecimal() and size.isdecimal() and int(number) < int(size)):
+            raise InputError(
+                f"rank {number!r} of {size!r} processes makes no sense: RANK and WORLD_SIZE are torchrun's"
+            )
         both = torch.cuda.is_available() and dist.is_nccl_available()
         try:
-            store, self.rank, self.size = next(rendezvous("env://", timeout=timedelta(minutes=5)))
-            self.beside = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
-            self._store = PrefixStore(f"secateur/{next(_runs)}", store)
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if both else "gloo",
-                store=PrefixStore("group", self._store),
-                rank=self.rank,
-                world_size=self.size,
-                timeout=PATIENCE,
-            )
+            with _mortal():
+                store, self.rank, self.size = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+                self.beside = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+                self._store = PrefixStore(f"secateur/{next(_runs)}", store)
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if both else "gloo",
+                    store=PrefixStore("group", self._store),
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=PATIENCE,
+                )
         except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"the processes that torchrun started cannot be connected ({reason(error)}): RANK, WORLD_SIZE, "
@@ -280,6 +287,20 @@ def _ignore_signals() -> None:
     with suppress(ValueError):  # signals come to the main thread alone
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _mortal() -> Iterator[None]:
+    """Let signals end the process at once for a while, in which nothing is begun and no Python runs to mind them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

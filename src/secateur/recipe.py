@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 import yaml
@@ -47,6 +47,8 @@ else:
     ReconstructionName = Literal[("none", *RECONSTRUCTIONS)]
 Fold = Literal["exact", "gather", "none"]
 Step = Literal["reconstruct", "refine"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = get_args(DtypeName)
 
 PRESETS = ("paper", "best", "fast")
 
@@ -163,7 +165,7 @@ class Recipe:
     device: Annotated[str, _COMPUTATION] = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
 
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _COMPUTATION] = "auto"
+    dtype: Annotated[DtypeName, _COMPUTATION] = "auto"
     """Precision to compute in; auto is the checkpoint's own on a GPU, and on a CPU float32, but bfloat16 where it has
     AMX and the checkpoint is not float16."""
 
@@ -194,6 +196,8 @@ class Recipe:
             raise InputError("the guard holds out samples: take at least 2 (--samples), or go without (--no-guard)")
         if not 0 <= self.seed < 1 << 63:
             raise InputError(f"seed {self.seed} is not in [0, 2^63)")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         if self.memory is not None:
             parse_size(self.memory)
         if self.communities < 1:

@@ -18,6 +18,8 @@ def parse_size(text: str) -> int:
     Raises:
         InputError: when it is no such size, or not even one byte.
     """
+    if not isinstance(text, str):
+        raise InputError(f"memory {text!r} is no text: write '8GB', or a number of bytes as text")
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{0,9})?)\s*([a-z]*)\s*", text, re.IGNORECASE | re.ASCII)
     factor = _BY_WORD.get(match[2].lower()) if match else None
     if match is None or factor is None:
