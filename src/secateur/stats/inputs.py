@@ -53,8 +53,8 @@ class InputStats:
         x = inputs.detach().reshape(-1, inputs.shape[-1])
         wide = x.float()
         self.square_sum += wide.square().sum(0)
-        # Rows are counted from the first token of all, so that neither batches nor ranks make a difference; of an expert
-        # nobody knows how many came to it in the ranks before, and it is sampled otherwise by other numbers of ranks.
+        # Rows are counted from the first token of all, so that neither batches nor ranks make a difference. But nobody
+        # knows how many came to an expert in ranks before: other numbers of ranks sample it otherwise.
         self.rows.append(x[-(self.first + self.tokens) % self.stride :: self.stride].clone())
         self.tokens += x.shape[0]
         self.sequences += sequences if sequences is not None else inputs.shape[0] if inputs.ndim > 2 else 1
