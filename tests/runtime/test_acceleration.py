@@ -300,6 +300,7 @@ def test_only_linears_that_are_modules_take_part(tmp_path, cusparselt_stand_in):
 def test_what_was_loaded_for_a_gpu_generates_and_says_how(name, folders, cusparselt_stand_in, monkeypatch):
     clock = pretend(lambda tokens: 1.0, lambda tokens: 0.5)
     monkeypatch.setattr("secateur.runtime.loading.accelerate", partial(accelerate, milliseconds=clock))
+    monkeypatch.setattr("secateur.runtime.loading.free_memory", lambda device: 1 << 40)
     for module in ("loading", "generation"):
         monkeypatch.setattr(f"secateur.runtime.{module}.choose_device", lambda name: AsGPU("cpu"))
     result = secateur.generate(folders / name, "some words", tokens=5)
