@@ -13,11 +13,11 @@ import secateur
 from secateur.calibrate.stream import Stream
 from secateur.checkpoint import outline
 from secateur.errors import InputError
-from secateur.progress import Progress
 from secateur.pruning.linear import LinearPruning
 from secateur.recipe import Recipe
 from secateur.stats.inputs import InputStats
 from tests import pico
+from tests.counting import Counting
 from tests.planning.machines import slow
 
 SETTING: dict[str, Any] = {"samples": 8, "length": 16, "dtype": "float32"}
@@ -34,18 +34,6 @@ RECIPES: list[dict[str, Any]] = [
     {"reconstruct": "admm", "score": "sparsegpt", "sparsity": 0.6},
     {"refine": True, "reconstruct": "sparsegpt"},
 ]
-
-
-class Counting(Progress):
-    """Counts what it is told of."""
-
-    done = 0
-
-    def start(self, what, total, unit="tokens"):
-        self.total, self.unit = total, unit
-
-    def advance(self, amount):
-        self.done += amount
 
 
 @pytest.fixture

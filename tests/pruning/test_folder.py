@@ -14,7 +14,6 @@ from secateur.errors import InputError
 from secateur.masks import obeys, select, sparsity_of
 from secateur.models.blocks import family_of
 from secateur.patterns import NM
-from secateur.progress import Progress
 from secateur.pruning import group
 from secateur.pruning import walk as walking
 from secateur.recipe import Recipe
@@ -22,6 +21,7 @@ from secateur.reconstruct.methods import RECONSTRUCTIONS
 from secateur.scores import SCORES
 from secateur.stats.inputs import InputStats
 from tests import pico
+from tests.counting import Counting
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40
 
@@ -159,16 +159,6 @@ def test_scores_of_weights_alone_need_no_text(score, tmp_path):
     assert manifest["calibration"] is None
     assert manifest["layers"][0]["relative_error"] is None
     assert manifest["sparsity"] == 0.5
-
-
-class Counting(Progress):
-    total = done = 0
-
-    def start(self, what, total, unit="tokens"):
-        self.total = total
-
-    def advance(self, amount):
-        self.done += amount
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from secateur.errors import InputError
 from secateur.memory import Room
 from secateur.models.blocks import blocks_of, family_of
 from secateur.models.spaces import reader_groups
-from secateur.progress import Progress
 from secateur.pruning import folder
 from secateur.recipe import Recipe
 from tests import pico
+from tests.counting import Counting
 from tests.stopping import stopped
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40
@@ -69,16 +69,6 @@ def test_where_things_wait_changes_no_byte(model, name, room, tmp_path, recipe, 
     secateur.prune(dense, tmp_path / "narrow", recipe)
     assert claimed
     assert content(tmp_path / "narrow") == content(tmp_path / "roomy")
-
-
-class Counting(Progress):
-    total = done = 0
-
-    def start(self, what, total, unit="tokens"):
-        self.total = total
-
-    def advance(self, amount):
-        self.done += amount
 
 
 @pytest.mark.parametrize("name", ["ordered", "own orders", "one shot"])
