@@ -17,7 +17,7 @@ PACKAGE = Path(secateur.__file__).parent
 LAYERS = [
     ["errors", "patterns", "sizes"],  # words that need no torch
     ["progress", "devices", "digests", "files", "memory", "ranks"],
-    ["masks", "stats", "permute", "scores", "reconstruct"],  # pure functions over tensors
+    ["masks", "stats", "permute", "scores", "reconstruct", "quantization"],  # pure functions over tensors
     ["recipe"],  # which of them to use
     ["models", "data"],  # what they work on
     ["checkpoint", "calibrate"],  # where weights and statistics come from

@@ -90,10 +90,7 @@ def fit(weight: Tensor, bits: int, group: int, symmetric: bool = False) -> Grid:
     levels = (1 << bits) - 1
     parts = weight.unflatten(1, (-1, group))
     low, high = parts.amin(-1).clamp_(max=0), parts.amax(-1).clamp_(min=0)
-    if symmetric:
-        scales = torch.maximum(high, -low) / (levels // 2)
-    else:
-        scales = (high - low) / levels
+    scales = torch.maximum(high, -low) / (levels // 2) if symmetric else (high - low) / levels
     scales = scales.to(torch.bfloat16).float()
     scales = torch.where(scales > 0, scales, 1)
     middle = torch.full_like(scales, 1 << (bits - 1))
