@@ -1,8 +1,8 @@
 """The sweep over the columns of a weight that SparseGPT and GPTQ share.
 
-Columns become, from left to right, something else than they were: zero where weights are removed, levels of a grid where
-they are quantized. What column j loses by that, e, is made up for by the columns to its right, and by no others: with U
-the upper Cholesky factor of G⁻¹ (UᵀU = G⁻¹) the best change of a row is
+Columns become, from left to right, something else than they were: zero where weights are removed, levels of a grid
+where they are quantized. What column j loses by that, e, is made up for by the columns to its right, and by no others:
+with U the upper Cholesky factor of G⁻¹ (UᵀU = G⁻¹) the best change of a row is
 
     w ← w − (e / U_jj) · U_j,j:          and the error rises by e² / U_jj²
 

@@ -41,7 +41,6 @@ def sweep(dense: Tensor, gram: Gram, *, mask: Tensor | None = None, pattern: Pat
     factor = gram.inverse_factor
     pivots = factor.diagonal()
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
-    width = weight.shape[1]
     group = pattern.group if isinstance(pattern, NM) else 1
     panel = max(group, PANEL - PANEL % group)  # a group must not reach over the edge of a panel
 
