@@ -79,6 +79,7 @@ def test_divided_statistics_are_those_of_divided_inputs():
     whole, divided = (InputStats(16, stride=7, gram=True) for _ in range(2))
     whole.update(inputs)
     divided.update(inputs / scales)
+    assert whole.damped is not whole.divided(scales).damped  # what has been computed is of what was there
     for found, expected in [
         (whole.divided(scales), divided),
         (whole.divided(scales).select(order), divided.select(order)),
