@@ -18,7 +18,7 @@ from secateur.checkpoint.quantized import Scheme, as_tensors, check_held, config
 from secateur.devices import threads
 from secateur.errors import InputError
 from secateur.files import MOST_BYTES_OF_LISTS, member, read_object
-from secateur.models.blocks import Block, blocks_of, family_of, left_dense
+from secateur.models.blocks import blocks_of, family_of, left_dense
 from secateur.models.spaces import Linear, reader_groups
 from secateur.progress import Clock, Progress
 from secateur.pruning.footprint import quantizing
@@ -133,15 +133,16 @@ def _select(model: PreTrainedModel, recipe: QuantizationRecipe) -> Selection:
         InputError: when there are none, a skip names no layer, or groups do not fit.
     """
     family = family_of(model)
-    blocks, skipped = leave_out_skipped(blocks_of(model, family), recipe)
+    blocks = blocks_of(model, family)
     for linear in (linear for block in blocks for linear in block.linears):
         if linear.stack:
-            raise InputError(f"a {family.name} model has experts ({linear.stack}), and none of these are quantized yet")
+            raise InputError(f"models with experts ({linear.stack}) cannot be quantized yet")
         if linear.transposed:
             raise InputError(
                 f"a {family.name} model holds its linears transposed (Conv1D), and the format of quantized folders, "
                 "pack-quantized, has no place for that"
             )
+    blocks, skipped = leave_out_skipped(blocks, recipe)
     check_each(
         blocks,
         lambda block, linear: check_group(block.weight(linear).shape[1], recipe.group_size),

@@ -138,12 +138,15 @@ def verdict_text(verdict: Verdict) -> Text:
 def layers_table(found: Inspection) -> Table:
     """Every linear of a checkpoint."""
     table = Table(title=escape(f"{found.model}: {len(found.layers)} linears, family {found.family}"))
-    for column in ("layer", "shape", "dtype", "sparsity", "N:M", "reads", "writes"):
-        table.add_column(column, justify="right" if column in ("shape", "sparsity", "N:M") else "left", overflow="fold")
+    numbers = ("shape", "bits", "sparsity", "N:M")
+    quantized = any(layer.bits for layer in found.layers)
+    for column in ("layer", "shape", "dtype", *(["bits"] * quantized), "sparsity", "N:M", "reads", "writes"):
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for layer in found.layers:
         shape = "×".join(map(str, layer.shape))
         spaces = (layer.reads or "", layer.writes or "")
-        table.add_row(layer.name, shape, layer.dtype, f"{layer.sparsity:.1%}", layer.pattern or "", *spaces)
+        bits = [str(layer.bits or "")] * quantized
+        table.add_row(layer.name, shape, layer.dtype, *bits, f"{layer.sparsity:.1%}", layer.pattern or "", *spaces)
     return table
 
 
