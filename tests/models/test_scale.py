@@ -35,7 +35,7 @@ def test_scales_keep_the_logits(name):
     tensors = {key: value.clone() for key, value in model.state_dict().items()}
     draw = torch.Generator().manual_seed(0)
     for block in blocks_of(model, family):
-        places = [group for group in reader_groups(block.linears) if scalable(family, group[0])]
+        places = [group for group in reader_groups(block.linears) if scalable(family, group[0], block.linears)]
         if block.prefix.endswith("0."):
             assert len(places) == PLACES.get(name, GATED)
         for group in places:
@@ -56,7 +56,20 @@ def test_scales_keep_the_logits(name):
 def test_nothing_is_scaled_where_nothing_is_known():
     model = pico.build("gpt-j")
     family = family_of(model)
-    assert not any(scalable(family, linear) for linear in family.linears)
+    assert not any(scalable(family, linear, family.linears) for linear in family.linears)
+
+
+def test_linears_that_are_left_out_are_not_changed():
+    family = family_of(pico.build("llama-gqa-tied"))
+    for left_out in ("self_attn.v_proj", "self_attn.k_proj", "mlp.up_proj"):
+        linears = [linear for linear in family.linears if linear.name != left_out]
+        places = [scalable(family, group[0], linears) for group in reader_groups(linears)]
+        expected = {
+            "self_attn.v_proj": [False, False, True, True],  # it reads with q and k, and writes what o reads
+            "self_attn.k_proj": [False, True, True, True],
+            "mlp.up_proj": [True, True, False, False],
+        }
+        assert places == expected[left_out]
 
 
 def test_heads_that_share_values_share_their_mean():

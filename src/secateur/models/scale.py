@@ -8,15 +8,22 @@ except where norms multiply by 1 + their weight, which is rounded once.
 Query heads that share a value head share its scales.
 """
 
+from collections.abc import Collection
+
 from torch import Tensor
 
 from secateur.models.fold import Tensors, rows_of
 from secateur.models.spaces import Family, Linear
 
 
-def scalable(family: Family, reader: Linear) -> bool:
-    """Whether what comes before the place where ``reader`` reads can be divided without changing the model."""
-    return family.pre_norm if reader.norm else reader.reads in family.scaled_by
+def scalable(family: Family, reader: Linear, linears: Collection[Linear]) -> bool:
+    """Whether the place where ``reader`` reads can be scaled with neither the model nor any but ``linears`` changed."""
+    changed = {linear for linear in family.linears if linear.place == reader.place}
+    if reader.norm:
+        exact = family.pre_norm
+    elif exact := reader.reads in family.scaled_by:
+        changed.add(_writer(family, reader))
+    return exact and changed <= {*linears}
 
 
 def shared(numbers: Tensor, family: Family, reader: Linear) -> Tensor:
@@ -46,14 +53,19 @@ def scale_readers(tensors: Tensors, prefix: str, family: Family, reader: Linear,
         if bias in tensors:
             tensors[bias] = (tensors[bias] / scales).to(tensors[bias].dtype)
         return
-    name, part = family.scaled_by[reader.reads or ""]
-    writer = next(linear for linear in family.linears if linear.name == name)
+    writer, part = _writer(family, reader), family.scaled_by[reader.reads or ""][1]
     matrix = writer.view(tensors[prefix + writer.tensor])
     rows = rows_of(writer, part, len(matrix), family.heads)
     written = _by_scale(scales, family, reader)[:, 0].flatten().to(matrix.dtype)
     matrix[rows] /= written[:, None]
     if prefix + writer.bias in tensors:
         tensors[prefix + writer.bias][rows] /= written
+
+
+def _writer(family: Family, reader: Linear) -> Linear:
+    """The linear that the channels which ``reader`` reads follow."""
+    name, _ = family.scaled_by[reader.reads or ""]
+    return next(linear for linear in family.linears if linear.name == name)
 
 
 def _by_scale(numbers: Tensor, family: Family, reader: Linear) -> Tensor:
