@@ -53,6 +53,7 @@ def llama(config: Any) -> Family:
         heads=_heads(config),
         inside=_norms(["input_layernorm", "post_attention_layernorm"]),
         outside=_ends("model.embed_tokens", "model.norm"),
+        scaled_by={"value": ("self_attn.v_proj", 0), "mlp": ("mlp.up_proj", 0)},
     )
 
 
@@ -64,6 +65,7 @@ def gemma(config: Any) -> Family:
         name="gemma",
         linears=_ATTENTION + _gated("pre_feedforward_layernorm"),
         inside=_norms(["input_layernorm", *sandwich]),
+        unit_offset=True,
     )
 
 
@@ -78,6 +80,7 @@ def phi3(config: Any) -> Family:
             Linear("mlp.gate_up_proj", "residual", ("mlp", "mlp"), "post_attention_layernorm"),
             Linear("mlp.down_proj", "mlp", "residual"),
         ),
+        scaled_by={"value": ("self_attn.qkv_proj", 2), "mlp": ("mlp.gate_up_proj", 1)},
     )
 
 
@@ -108,7 +111,7 @@ def experts(config: Any) -> Family:
         linears=base.linears + tuple(each),
         rules=_RULES | {f"mlp.{e}": "block" for e in range(count)},
         inside=(*base.inside, Carrier("mlp.gate.weight", 1, "residual")),
-        gathers=False,  # the router reads what the experts read
+        scaled_by={**base.scaled_by} | {f"mlp.{e}": (f"mlp.experts.{e}.gate_up_proj", 1) for e in range(count)},
     )
 
 
@@ -123,6 +126,7 @@ def opt(config: Any) -> Family:
     )
     # Without a norm in front q/k/v and fc1 still read at different places.
     attention, mlp = "self_attn_layer_norm" if before else "", "final_layer_norm" if before else "self_attn_layer_norm"
+    relu = {"mlp": ("fc1", 0)} if config.activation_function == "relu" else {}
     return Family(
         name="opt",
         blocks=f"{root}.layers",
@@ -142,7 +146,8 @@ def opt(config: Any) -> Family:
             Carrier(f"{root}.embed_positions.weight", 1, "residual"),
             *_norms([f"{root}.final_layer_norm"], bias=True),
         ),
-        gathers=before,
+        pre_norm=before,
+        scaled_by={"value": ("self_attn.v_proj", 0), **relu},
     )
 
 
@@ -164,6 +169,7 @@ def gpt2(config: Any) -> Family:
             *_ends("transformer.wte", "transformer.ln_f", bias=True),
             Carrier("transformer.wpe.weight", 1, "residual"),
         ),
+        scaled_by={"value": ("attn.c_attn", 2)},
     )
 
 
@@ -183,6 +189,7 @@ def _fused_by_head(
         heads=_heads(config),
         inside=_norms(dict.fromkeys(norms), bias=True),
         outside=ends,
+        scaled_by={"value": (f"{attention}.query_key_value", 2)},
     )
 
 
@@ -201,7 +208,7 @@ def bloom(config: Any) -> Family:
         *_norms(["transformer.word_embeddings_layernorm"], bias=True),
     )
     family = _fused_by_head(config, "bloom", "transformer.h", "self_attention", norms, ends)
-    return replace(family, gathers=not config.apply_residual_connection_post_layernorm)
+    return replace(family, pre_norm=not config.apply_residual_connection_post_layernorm)
 
 
 def falcon(config: Any) -> Family:

@@ -31,7 +31,7 @@ def fold_block(tensors: Tensors, prefix: str, family: Family, space: str, writte
         bias = tensors.get(prefix + linear.bias)
         for part, writes in enumerate(linear.parts):
             if writes == space:
-                rows = _rows(linear, part, len(weight), family.heads)
+                rows = rows_of(linear, part, len(weight), family.heads)
                 weight[rows] = weight[rows[written]]
                 if bias is not None:
                     bias[rows] = bias[rows[written]]
@@ -43,7 +43,7 @@ def fold_block(tensors: Tensors, prefix: str, family: Family, space: str, writte
             tensors[name] = tensors[name].index_select(carrier.dim, written)
 
 
-def _rows(linear: Linear, part: int, count: int, heads: Heads) -> Tensor:
+def rows_of(linear: Linear, part: int, count: int, heads: Heads) -> Tensor:
     """The numbers of the rows, of ``count``, that are one part of a linear, in the order of the space they write."""
     queries, keys, width = heads
     rows = torch.arange(count)

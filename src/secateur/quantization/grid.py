@@ -8,12 +8,16 @@ The zero-point is an integer among the codes, so q = z decodes to exactly 0: a w
 A symmetric grid is the case in which all zero-points are 2^(b−1).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from secateur.errors import InputError
+
+# Shares of the range that :func:`fit_clipped` tries, the whole one first.
+RANGES = [1 - step / 20 for step in range(11)]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Grid:
     def values(self, codes: Tensor) -> Tensor:
         """What codes ``(O, I)`` stand for, float32, which holds them exactly."""
         return (codes.float() - self.per_column(self.zeros)) * self.per_column(self.scales)
+
+    def column(self, j: int) -> "Grid":
+        """That of column j alone."""
+        here = slice(j // self.group, j // self.group + 1)
+        return Grid(self.bits, 1, self.scales[:, here], self.zeros[:, here])
 
     def per_column(self, numbers: Tensor) -> Tensor:
         """Numbers ``(O, G)`` as ``(O, I)``."""
@@ -90,12 +99,36 @@ def fit(weight: Tensor, bits: int, group: int, symmetric: bool = False) -> Grid:
     levels = (1 << bits) - 1
     parts = weight.unflatten(1, (-1, group))
     low, high = parts.amin(-1).clamp_(max=0), parts.amax(-1).clamp_(min=0)
-    if symmetric:
-        scales = torch.maximum(high, -low) / (levels // 2)
-    else:
-        scales = (high - low) / levels
+    scales = torch.maximum(high, -low) / (levels // 2) if symmetric else (high - low) / levels
     scales = scales.to(torch.bfloat16).float()
     scales = torch.where(scales > 0, scales, 1)
     middle = torch.full_like(scales, 1 << (bits - 1))
     zeros = middle if symmetric else (-low / scales).round_().clamp_(0, levels)
     return Grid(bits, group, scales, zeros.to(torch.uint8))
+
+
+def fit_clipped(weight: Tensor, bits: int, group: int, symmetric: bool, cost: Callable[[Tensor], Tensor]) -> Grid:
+    """The grids that cost least, of those that reach to some share of each group's range (:data:`RANGES`).
+
+    The largest weights are clipped, and all others are on finer levels. Each group of each row has a share of its own.
+
+    Args:
+        weight: float32 ``(O, I)``.
+        bits: 2 to 8.
+        group: columns that share a grid; divides I.
+        symmetric: as in :func:`fit`.
+        cost: of a change of the weight to the nearest levels, ``(O, I)``, to each group, ``(O, G)``. Of equals the
+            widest range is taken.
+    """
+    best = fit(weight, bits, group, symmetric)
+    least = torch.full_like(best.scales, torch.inf)
+    for share in RANGES:
+        grid = fit(weight * share, bits, group, symmetric)
+        costs = cost(grid.values(grid.codes(weight)) - weight)
+        better = costs < least
+        least = torch.where(better, costs, least)
+        scales, zeros = (
+            torch.where(better, new, old) for new, old in ((grid.scales, best.scales), (grid.zeros, best.zeros))
+        )
+        best = Grid(bits, group, scales, zeros)
+    return best
