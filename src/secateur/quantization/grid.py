@@ -96,3 +96,28 @@ def fit(weight: Tensor, bits: int, group: int, symmetric: bool = False) -> Grid:
     middle = torch.full_like(scales, 1 << (bits - 1))
     zeros = middle if symmetric else (-low / scales).round_().clamp_(0, levels)
     return Grid(bits, group, scales, zeros.to(torch.uint8))
+
+
+def fit_best(weight: Tensor, bits: int, group: int, symmetric: bool = False) -> Grid:
+    """Of the grids of :func:`fit` and those of ranges that are smaller, the nearest to the weight in each group.
+
+    What lies outside a smaller range is rounded to its end, and all else more finely. Takes what :func:`fit` takes.
+    """
+    best = fit(weight, bits, group, symmetric)
+    least = _errors(weight, best)
+    for share in _SHARES:
+        grid = fit(share * weight, bits, group, symmetric)
+        errors = _errors(weight, grid)
+        nearer = errors < least
+        least = errors.where(nearer, least)
+        best = Grid(bits, group, grid.scales.where(nearer, best.scales), grid.zeros.where(nearer, best.zeros))
+    return best
+
+
+# Smaller ranges, as shares of the whole one. Of 4 bits and normal weights in groups of 128 the best is 0.8 or so.
+_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
+
+
+def _errors(weight: Tensor, grid: Grid) -> Tensor:
+    """The sum of the squared errors of each group, ``(O, G)``."""
+    return (grid.values(grid.codes(weight)) - weight).square_().unflatten(1, (-1, grid.group)).sum(-1)
