@@ -20,6 +20,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from secateur.checkpoint.layout import GATHER_TYPE, PACKED_TYPE
+from secateur.checkpoint.quantized import Scheme, read_scheme
 from secateur.checkpoint.shards import FLOATS
 from secateur.errors import InputError, naming
 from secateur.files import member, read_object
@@ -44,22 +45,25 @@ class Written:
 
     Attributes:
         path: of the file.
-        base: the config of the model as it was before Secateur wrapped it.
+        base: the config of the model as it was before Secateur wrapped it, or anybody quantized it.
         packed: whether its weights are packed.
         gathers: whether its norms need orders.
+        scheme: how its weights are quantized, if they are.
     """
 
     path: Path
     base: dict[str, Any]
     packed: bool
     gathers: bool
+    scheme: Scheme | None
 
 
 def read_written(folder: Path) -> Written:
     """The config of the model in ``folder``, as it is written there.
 
     Raises:
-        InputError: when there is none, or it asks for something that is not done: code, or quantized weights.
+        InputError: when there is none, or it asks for something that is not done: code, or weights that are quantized
+            otherwise than :func:`~secateur.checkpoint.quantized.read_scheme` reads them.
     """
     if (path := member(folder, "config.json")) is None:
         raise InputError(f"{folder} is not a model folder: it has no config.json")
@@ -72,10 +76,11 @@ def read_written(folder: Path) -> Written:
                 raise InputError(f"{path} is damaged: it has no base, the config of the model")
             base = inner
     _refuse_code(path, base)
+    scheme = None
     if (quantization := base.get("quantization_config")) is not None:
-        kind = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-        raise InputError(f"{folder} is quantized ({kind}): give the original model, in float32, bfloat16 or float16")
-    return Written(path, base, PACKED_TYPE in wrappers, GATHER_TYPE in wrappers)
+        scheme = read_scheme(quantization, folder)
+        base = {key: value for key, value in base.items() if key != "quantization_config"}
+    return Written(path, base, PACKED_TYPE in wrappers, GATHER_TYPE in wrappers, scheme)
 
 
 def _refuse_code(path: Path, base: dict[str, Any]) -> None:
@@ -114,7 +119,7 @@ def build_config(written: Written, tensors: int | None = None) -> PreTrainedConf
     """
     check_depth(written.base, tensors, written.path)
     with naming(written.path, "cannot be read"):
-        if written.gathers or written.packed:
+        if written.gathers or written.packed or written.scheme:
             config = AutoConfig.for_model(**written.base)
         else:
             config = AutoConfig.from_pretrained(written.path.parent, trust_remote_code=False)

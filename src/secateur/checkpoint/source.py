@@ -13,11 +13,13 @@ from secateur.checkpoint.config import build_config, empty_model, read_written
 from secateur.checkpoint.experts import Stacks
 from secateur.checkpoint.layout import INDEX, WEIGHTS
 from secateur.checkpoint.packed import Entry, check_parts, declared, parts_of, read_sparse
+from secateur.checkpoint.quantized import find_quantized, read_quantized
 from secateur.checkpoint.shards import FLOATS, Held, read_header, reading
 from secateur.checkpoint.sparse import SparseWeight
 from secateur.digests import file_digest
 from secateur.errors import InputError, naming
 from secateur.files import member, read_as
+from secateur.quantization.grid import QuantizedWeight
 
 
 class Source:
@@ -33,14 +35,19 @@ class Source:
         stacks: which of them the model has as one tensor. All else here goes by the model's names.
         packed: whether it is a packed folder.
         sparse: what its files say of their sparse weights, by name; to all else they look like dense ones.
+        scheme: how its quantized weights are written, if it has any.
+        quantized: the files of their parts, by name; to all else they look like dense ones as well.
+        base: the content of its ``config.json`` as that of a plain model.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         written = read_written(folder)
         self.packed, self.gathers = written.packed, written.gathers
+        self.scheme, self.base = written.scheme, written.base
         self.held = self._headers()
         self.config = build_config(written, len(self.held))
+        self.quantized = find_quantized(self.held, self.scheme) if self.scheme else {}
         self.sparse: dict[str, Entry] = {}
         if self.packed:
             self._find_sparse()
@@ -92,7 +99,8 @@ class Source:
     def fingerprint(self) -> dict[str, str]:
         """What tells that the files are others, by name: SHA-256 of the config, and of each header and size."""
         found = {"config.json": file_digest(self.folder / "config.json")}
-        for path in sorted({one.file for one in self.held.values()}):
+        parts = {file for files in self.quantized.values() for file in files.values()}
+        for path in sorted(parts | {one.file for one in self.held.values()}):
             with path.open("rb") as file:
                 header = file.read(int.from_bytes(start := file.read(8), "little"))
             found[path.name] = hashlib.sha256(start + header + str(path.stat().st_size).encode()).hexdigest()
@@ -139,7 +147,8 @@ class Source:
         """
         wanted = [part for name in names for part in self.stacks.parts(name)]
         parts = {part: self._expanded(part, sparse_as) for part in wanted if part in self.sparse}
-        plain = [part for part in wanted if part not in self.sparse]
+        parts |= {part: self.read_quantized(part).dense() for part in wanted if part in self.quantized}
+        plain = [part for part in wanted if part not in parts]
         for path in dict.fromkeys(self.held[part].file for part in plain):
             with reading(path) as file:
                 parts |= {part: file.get_tensor(part) for part in plain if self.held[part].file == path}
@@ -152,6 +161,11 @@ class Source:
     def read_sparse(self, name: str) -> SparseWeight:
         """One of the weights in ``sparse``; raises :class:`InputError` when it is damaged."""
         return read_sparse(self.held[name].file, name, self.sparse[name])
+
+    def read_quantized(self, name: str) -> QuantizedWeight:
+        """One of the weights in ``quantized``; raises :class:`InputError` when it is damaged."""
+        assert self.scheme is not None
+        return read_quantized(self.quantized[name], name, self.scheme)
 
     def skeleton(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
         """The model without its weights: parameters on the meta device, buffers on ``device``, in eval mode.

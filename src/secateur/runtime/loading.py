@@ -38,6 +38,8 @@ def load(
     A plain folder loads as ``AutoModelForCausalLM.from_pretrained`` loads it; one that was written with
     ``--fold gather`` gets the norms that it needs.
 
+    Quantized weights are decoded once, and run dense.
+
     A folder that was packed keeps its weights packed, as :class:`~secateur.runtime.sparse_linear.SparseLinear`,
     where there are kernels for them: for bfloat16 and int8 values, on the CPU experts included. Others are expanded,
     and take the memory and the time of a dense model.
@@ -72,8 +74,8 @@ def load(
         _add_generation_config(model, source)
         model.choices = ()
         return model
-    if source.packed:
-        model = _load_packed(source, precision, chosen)
+    if source.packed or source.scheme:
+        model = _load_in_parts(source, precision, chosen)
     else:
         model = load_whole(Path(folder), config=source.config, dtype=dtype)
     orders = source.read([name for name in source.names() if name.endswith(ORDER)])
@@ -116,9 +118,9 @@ def _fits(source: Source, precision: torch.dtype, device: torch.device, memory: 
     return False
 
 
-def _load_packed(source: Source, precision: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _load_in_parts(source: Source, precision: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model on the CPU; its sparse weights stay packed if there are kernels for them on ``device``."""
-    if device.type == "cpu" and not KERNELS:
+    if source.packed and device.type == "cpu" and not KERNELS:
         warnings.warn(
             "Secateur was installed without a C++ compiler: packed weights run as slowly as dense ones",
             stacklevel=3,
