@@ -8,7 +8,7 @@ import torch
 
 import secateur
 from secateur.checkpoint import outline
-from secateur.checkpoint.sparse import pack, pack_int8, packed_bytes
+from secateur.checkpoint.sparse import pack, pack_int4, pack_int8, packed_bytes
 from secateur.errors import InputError
 from secateur.masks import select
 from secateur.models.blocks import blocks_of, family_of
@@ -58,8 +58,9 @@ def test_bytes_and_counts_are_those_of_the_format(columns, pattern):
     kept = count_kept(7, columns, pattern)
     assert kept == mask.sum()
     for dtype in (torch.float32, torch.bfloat16):
-        assert packed_bytes(7, columns, kept, dtype) == pack(weight.to(dtype)).nbytes
-    assert packed_bytes(7, columns, kept, torch.int8) == pack_int8(weight).nbytes
+        assert packed_bytes(7, columns, kept, 8 * dtype.itemsize) == pack(weight.to(dtype)).nbytes
+    assert packed_bytes(7, columns, kept, 8) == pack_int8(weight).nbytes
+    assert packed_bytes(7, columns, kept, 4) == pack_int4(weight).nbytes
 
 
 @pytest.mark.parametrize("options", [{"pattern": "2:4"}, {"sparsity": 0.3}], ids=str)
@@ -68,9 +69,9 @@ def test_the_plan_is_what_pack_writes(name, options, tmp_path):
     save_pruned(name, tmp_path / "pruned", Recipe(**options).target)
     planned = plan(tmp_path / "pruned", **options)
     totals = {bound.weights: bound.model_bytes for bound in planned.bounds}
-    for int8 in (False, True):
-        values = "int8" if int8 else "bfloat16"
-        packing = secateur.pack(tmp_path / "pruned", tmp_path / values, int8=int8)
+    for values in ("bfloat16", "int8", "int4"):
+        rounding = {} if values == "bfloat16" else {values: True}
+        packing = secateur.pack(tmp_path / "pruned", tmp_path / values, **rounding)
         assert sum(row.size.dense for row in planned.roles) == packing.dense_bytes
         assert sum(getattr(row.size, values) for row in planned.roles) == packing.packed_bytes
         assert (totals["dense"], totals[values]) == (packing.total_dense_bytes, packing.total_packed_bytes)

@@ -6,6 +6,7 @@ bits are zero, so packing floats loses nothing, neither the sign of a zero nor w
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ WORD = 32
 GROUP = 128
 # The floats that weights may be stored in, and the integers that show their bits.
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+# Of integers: kernels sum the products of so many columns in 32 bits.
+LARGEST_GROUP = 512
 # The code of zero where there are no others: the middle of 4 bits.
 MIDDLE = 8
 
@@ -70,11 +73,10 @@ class SparseWeight:
         return unpack_mask(self.mask)[:, : self.shape[1]]
 
     def unpacked(self) -> Tensor:
-        """The values ``(K,)`` by themselves: codes as int8."""
+        """The values ``(K,)``, codes as int8, and where their last byte has room for one more that one too."""
         if self.width > 4:
             return self.values
-        codes = torch.stack((self.values & 15, self.values >> 4), 1).flatten().view(torch.int8)
-        return codes[: int(self.kept().sum())]
+        return torch.stack((self.values & 15, self.values >> 4), 1).flatten().view(torch.int8)
 
     def codes_of_zero(self) -> Tensor:
         """``zeros``, also where all are 8."""
@@ -104,7 +106,8 @@ class SparseWeight:
 
     def on(self, device: torch.device) -> "SparseWeight":
         """The same on ``device``."""
-        return replace(self, **{name: part.to(device) for name, part in self.parts().items()})
+        moved: dict[str, Any] = {name: part.to(device) for name, part in self.parts().items()}
+        return replace(self, **moved)
 
     def check(self, name: str) -> None:
         """Raise :class:`InputError` about ``name`` unless its parts agree with each other."""
@@ -177,7 +180,7 @@ def pack_int8(weight: Tensor, group: int = GROUP) -> SparseWeight:
 def pack_int4(weight: Tensor, group: int = GROUP) -> SparseWeight:
     """``weight`` (O, I) rounded to 4 bits, by row and group of columns, onto the levels that fit it best.
 
-    What is zero, or is rounded to it, is left out, unless the mask that says so took more bytes.
+    What is zero is left out, unless the mask that says so took more bytes.
 
     Raises:
         InputError: when the weight is not finite, or so near the end of its type that rounding would lead beyond.
@@ -185,29 +188,32 @@ def pack_int4(weight: Tensor, group: int = GROUP) -> SparseWeight:
     _check_finite(weight, "int4")
     wide = torch.nn.functional.pad(weight.float(), (0, -weight.shape[1] % group))
     grid = fit_best(wide, 4, group)
-    packed = _of_codes(grid, grid.codes(wide)[:, : weight.shape[1]], weight.dtype)
+    packed = _of_codes(grid, grid.codes(wide)[:, : weight.shape[1]], weight != 0, weight.dtype)
     return _check_range(packed, "int4")
 
 
 def pack_quantized(weight: QuantizedWeight) -> SparseWeight | None:
-    """A weight on a grid, without loss: with codes where they have 4 bits, else with int8 values.
+    """A weight on a grid, without loss: codes of 4 bits as they are, others as int8.
 
-    None where the format does not hold it: groups are no multiples of 32, or the values no int8.
+    None where the format does not hold it: groups are no multiples of 32, values no int8, or scales no bfloat16.
     """
-    grid = weight.grid
-    if grid.group % WORD:
+    group, grid = weight.grid.group, weight.grid
+    if group > LARGEST_GROUP:  # as where a whole row is one
+        group = next((size for size in range(LARGEST_GROUP, 0, -WORD) if group % size == 0), group)
+        scales, zeros = (part.repeat_interleave(grid.group // group, 1) for part in (grid.scales, grid.zeros))
+        grid = Grid(grid.bits, group, scales, zeros)
+    if group % WORD or not torch.equal(grid.scales.bfloat16().float(), grid.scales):
         return None
-    if grid.bits <= 4:
-        return _of_codes(grid, weight.codes, weight.dtype)
     steps = weight.codes.to(torch.int16) - grid.per_column(grid.zeros)
+    if grid.bits <= 4:
+        return _of_codes(grid, weight.codes, steps != 0, weight.dtype)
     if steps.numel() and (steps.min() < -128 or steps.max() > 127):
         return None
-    return _of_integers(steps.to(torch.int8), steps != 0, grid.scales.bfloat16(), grid.group, weight.dtype)
+    return _of_integers(steps.to(torch.int8), steps != 0, grid.scales.bfloat16(), group, weight.dtype)
 
 
-def _of_codes(grid: Grid, codes: Tensor, dtype: torch.dtype) -> SparseWeight:
-    """Codes of up to 4 bits, uint8 ``(O, I)``; the last group of ``grid`` may reach beyond I."""
-    kept = codes != grid.per_column(grid.zeros)[:, : codes.shape[1]]
+def _of_codes(grid: Grid, codes: Tensor, kept: Tensor, dtype: torch.dtype) -> SparseWeight:
+    """Codes of up to 4 bits, uint8 ``(O, I)``, of zero where not ``kept``; the last group may reach beyond I."""
     mask = pack_mask(kept)
     # Without a mask rows begin with a byte, as kernels want it.
     masked = mask.nbytes + int(kept.sum()) / 2 < kept.numel() / 2 or codes.shape[1] % 2 == 1
@@ -258,10 +264,10 @@ def stack_rows(weights: Sequence[SparseWeight], name: str) -> SparseWeight:
         return weights[0]
     if len({(weight.shape[1], weight.dtype, weight.group, weight.width) for weight in weights}) > 1:
         raise InputError(f"{name} is damaged: its parts differ in columns, type or group")
-    parts = {"values": torch.cat([weight.unpacked() for weight in weights])}
+    parts: dict[str, Any] = {"values": torch.cat([weight.unpacked()[: weight.kept().sum()] for weight in weights])}
     if weights[0].width == 4:
         parts["values"] = pack_codes(parts["values"])
-    # Rounded each by itself, one may have left out its zeros where another did not, or have codes of zero that are all 8.
+    # Rounded each by itself, one may have left out zeros where another did not, or have codes of zero that are all 8.
     if any(weight.mask is not None for weight in weights):
         parts["mask"] = torch.cat([pack_mask(weight.kept()) for weight in weights])
     if any(weight.zeros is not None for weight in weights):
@@ -278,14 +284,14 @@ def packed_bytes(rows: int, columns: int, kept: int, bits: int) -> int:
         rows: O, of the weight as it is stored.
         columns: I.
         kept: how many weights are kept, wherever they lie: the mask takes one bit per weight in any pattern.
-        bits: of a value: those of a float, or 8 or 4 for what :func:`pack_int8` and :func:`pack_int4` make. With 4
-            the weights that are rounded to zero still count, which it leaves out.
+        bits: of a value: those of a float, or 8 or 4 for what :func:`pack_int8` and :func:`pack_int4` make.
     """
-    groups = rows * -(-columns // GROUP)
     masked = rows * WORD // 8 * -(-columns // WORD) + -(-kept * bits // 8)
     if bits > 8:
         return masked
-    return min(masked, -(-rows * columns * bits // 8)) + groups * (torch.bfloat16.itemsize + (bits == 4))
+    whole = rows * columns * bits // 8 if bits == 8 or columns % 2 == 0 else masked
+    each = torch.bfloat16.itemsize + (torch.uint8.itemsize if bits == 4 else 0)
+    return min(masked, whole) + rows * -(-columns // GROUP) * each
 
 
 def _per_column(numbers: Tensor, group: int, columns: int) -> Tensor:

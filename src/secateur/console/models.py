@@ -113,8 +113,9 @@ def packing_text(packing: Packing) -> Text:
     def change(before: int, after: int) -> str:
         return f"{before / 1e6:,.1f} MB → {after / 1e6:,.1f} MB ({after / before:.4f})"
 
+    rounded = " as int8" if packing.int8 else " as int4" if packing.int4 else ""
     return Text(
-        f"{packing.linears} linears{' as int8' if packing.int8 else ''}: "
+        f"{packing.linears} linears{rounded}: "
         f"{change(packing.dense_bytes, packing.packed_bytes)}; "
         f"all tensors: {change(packing.total_dense_bytes, packing.total_packed_bytes)}"
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from secateur.checkpoint.sparse import WORD, SparseWeight
+from secateur.checkpoint.sparse import LARGEST_GROUP, WORD, SparseWeight
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.tiles import Tiles, tile, untile
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 MOST_TOKENS = 16
 # Rows that are expanded for it at a time: they stay in the cache, and little memory is needed.
 TILE_ROWS = 512
-# Integer sums of so many columns fit in 32 bits.
-_LARGEST_GROUP = 512
 # What values of so many bits are called.
 VALUES = {16: "bfloat16", 8: "int8", 4: "int4"}
 # Kernels load whole registers, and so look at what lies behind the last value.
@@ -72,7 +70,7 @@ class SparseLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.dtype, self.group, self.bits, self.bias = weight.dtype, weight.group, weight.width, bias
-        if self.group > _LARGEST_GROUP:
+        if self.group > LARGEST_GROUP:
             self.kernels = None
         self._hold(weight)
 

@@ -69,7 +69,7 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     manifest, recipe = read_manifest(folder)
     source = opened(folder)
     if any(entry.group for entry in source.sparse.values()):
-        raise InputError(f"{folder} holds weights rounded to int8: verify the folder that it was packed from")
+        raise InputError(f"{folder} holds weights of few bits: verify the folder that it was packed from")
     skeleton = source.skeleton(torch.float32)
     task = prepare(skeleton, recipe)
     linears = [block.full_name(linear) for block in task.blocks for linear in block.linears]
