@@ -277,6 +277,24 @@ def test_to_readers_a_packed_folder_is_the_one_that_was_packed(pruned, tmp_path)
         secateur.verify(tmp_path / "int8")
 
 
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_a_dense_model_is_rounded_and_packed_without_masks(values, pruned, tmp_path):
+    packing = secateur.pack(tmp_path / "dense", tmp_path / "packed", **{values: True})
+    bits = 8 if values == "int8" else 4
+    assert packing.linears == 21
+    assert packing.packed_bytes < packing.dense_bytes * (bits + 1) / 16
+    source, dense = Source(tmp_path / "packed"), Source(tmp_path / "dense")
+    assert all((entry.bits, entry.masked) == (bits, False) for entry in source.sparse.values())
+    ours, theirs = (x.read([UP])[UP] for x in (source, dense))
+    assert 0 < (ours - theirs).abs().max() < theirs.abs().max() * 4 / 2**bits
+    secateur.unpack(tmp_path / "packed", tmp_path / "again")
+    assert torch.equal(Source(tmp_path / "again").read([UP])[UP], ours)
+    a, b = (secateur.load(tmp_path / f, torch.float32)(pico.tokens()).logits for f in ("packed", "again"))
+    torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+    with pytest.raises(InputError, match="not both"):
+        secateur.pack(pruned, tmp_path / "out", int8=True, int4=True)
+
+
 def test_plain_transformers_refuses_it(pruned, tmp_path):
     secateur.pack(pruned, tmp_path / "packed")
     with pytest.raises(ValueError, match="secateur-packed"):
@@ -379,6 +397,37 @@ def test_lies_are_refused(pruned, tmp_path, apply, message):
         with pytest.raises(InputError, match=message):
             use(tmp_path / "packed")
     assert not (tmp_path / "out").exists()
+
+
+INT4_LIES = {
+    "values cut": (tampered("values", lambda v: v[:-1].clone()), "its values are"),
+    "int8 values": (tampered("values", lambda v: v.view(torch.int8)), "values is I8 .* needs U8"),
+    "eight bits": (declared(bits=8, zeros=False), "values is U8 .* needs I8"),
+    "other bits": (declared(bits=3), "cannot have values of 3 bits"),
+    "bits of floats": (declared(group=0), "cannot have values of 4 bits, groups of 0"),
+    "zeros of int8": (declared(bits=8), "cannot have values of 8 bits, .* codes of zero"),
+    "no zeros": (tampered("zeros", lambda z: None), "lacks .*zeros"),
+    "zeros of another shape": (tampered("zeros", lambda z: z[:-1].clone()), "zeros is .* needs U8"),
+    "zeros of another type": (tampered("zeros", lambda z: z.to(torch.int16)), "zeros is .* needs U8"),
+    "a zero beyond the codes": (tampered("zeros", lambda z: z | 16), "more than 4 bits"),
+    "no mask": (tampered("mask", lambda m: None), "lacks .*mask"),
+    "no mask declared": (declared(masked=False), "values is .* needs U8 1024"),
+    "twice the columns": (declared(shape=[64, 64]), "mask is .* needs U8"),
+}
+
+
+@pytest.mark.parametrize(("apply", "message"), INT4_LIES.values(), ids=INT4_LIES)
+def test_lies_about_codes_are_refused(pruned, tmp_path, apply, message):
+    secateur.pack(pruned, tmp_path / "packed", int4=True)
+    rewrite(shard_of(tmp_path / "packed"), apply)
+    with pytest.raises(InputError, match=message):
+        secateur.load(tmp_path / "packed")
+
+
+def test_a_row_without_a_mask_begins_with_a_byte():
+    weight = pack_int4(torch.ones(2, 34))
+    with pytest.raises(InputError, match="begins within a byte"):
+        SparseWeight((4, 17), torch.float32, None, weight.values, torch.ones(4, 1).bfloat16(), 128).check("w")
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ def test_only_the_share_that_is_kept_counts(tmp_path):
 
 def test_what_packing_would_enlarge_stays_dense(tmp_path):
     dense = pico.save("llama-mha", tmp_path / "dense")
-    assert all(row.size.dense == row.size.bfloat16 == row.size.int8 for row in plan(dense, sparsity=0.05).roles)
+    for row in plan(dense, sparsity=0.05).roles:
+        assert row.size.dense == row.size.bfloat16 > row.size.int8 > row.size.int4
     assert all(row.size.dense > row.size.bfloat16 for row in plan(dense, sparsity=0.07).roles)
 
 
@@ -127,12 +128,12 @@ def test_of_experts_a_token_reads_those_it_is_routed_to(tmp_path):
 def test_bounds_follow_from_bytes_and_rate(tmp_path):
     dense = pico.save("llama-mha", tmp_path / "dense")
     found = bounds(dense)
-    assert found["dense"].by_bytes == 1 < found["bfloat16"].by_bytes < found["int8"].by_bytes
+    assert found["dense"].by_bytes == 1 < found["bfloat16"].by_bytes < found["int8"].by_bytes < found["int4"].by_bytes
     for bound in found.values():
         assert bound.tokens_per_second == pytest.approx(1e9 / bound.token_bytes, abs=0.01)
     transposed = plan(pico.save("gpt2", tmp_path / "gpt2"))
     assert transposed.dense_linears == 12
-    assert [bound.by_bytes for bound in transposed.bounds] == [1, 1, 1]
+    assert [bound.by_bytes for bound in transposed.bounds] == [1, 1, 1, 1]
     assert transposed.bounds[1].model_bytes < transposed.bounds[0].model_bytes
 
 
