@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from secateur.planning.plan import plan
     from secateur.pruning.folder import prune
     from secateur.pruning.module import prune_module
-    from secateur.recipe import Recipe
+    from secateur.quantizing import quantize
+    from secateur.recipe import QuantizationRecipe, Recipe
     from secateur.runtime.generation import generate
     from secateur.runtime.loading import load
     from secateur.sweeps.sweep import sweep
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputError",
+    "QuantizationRecipe",
     "Recipe",
     "__version__",
     "bench",
@@ -37,12 +39,14 @@ __all__ = [
     "plan",
     "prune",
     "prune_module",
+    "quantize",
     "sweep",
     "unpack",
     "verify",
 ]
 
 _HOMES = {
+    "QuantizationRecipe": "secateur.recipe",
     "Recipe": "secateur.recipe",
     "bench": "secateur.benchmark.measuring",
     "evaluate": "secateur.evaluation.evaluate",
@@ -53,6 +57,7 @@ _HOMES = {
     "plan": "secateur.planning.plan",
     "prune": "secateur.pruning.folder",
     "prune_module": "secateur.pruning.module",
+    "quantize": "secateur.quantizing",
     "sweep": "secateur.sweeps.sweep",
     "unpack": "secateur.packing",
     "verify": "secateur.verification.verify",

@@ -23,7 +23,8 @@ class LayerView:
     Attributes:
         name: its full name.
         shape: ``(O, I)``.
-        dtype: as stored.
+        dtype: as stored, or of what it decodes to.
+        bits: of a code, if it is quantized.
         sparsity: the share of weights that are zero.
         pattern: the tightest usual N:M that its non-zeros obey in storage order, or None.
         reads: the channel space of its input channels, or None if unknown.
@@ -33,6 +34,7 @@ class LayerView:
     name: str
     shape: tuple[int, int]
     dtype: str
+    bits: int | None
     sparsity: float
     pattern: str | None
     reads: str | None
@@ -63,15 +65,24 @@ def inspect(model: str | Path) -> Inspection:
 
 
 def _layers(source: Source, block: Block) -> list[LayerView]:
-    tensors = source.read(sorted({block.prefix + linear.tensor for linear in block.linears}))
-    return [_view(block.full_name(linear), block.stored(linear, tensors), linear) for linear in block.linears]
+    names = sorted({block.prefix + linear.tensor for linear in block.linears})
+    tensors = source.read(names)
+    bits = {
+        name: source.scheme.bits if source.scheme and source.stacks.parts(name)[0] in source.quantized else None
+        for name in names
+    }
+    return [
+        _view(block.full_name(linear), block.stored(linear, tensors), linear, bits[block.prefix + linear.tensor])
+        for linear in block.linears
+    ]
 
 
-def _view(name: str, weight: Tensor, linear: Linear) -> LayerView:
+def _view(name: str, weight: Tensor, linear: Linear, bits: int | None) -> LayerView:
     return LayerView(
         name=name,
         shape=(weight.shape[0], weight.shape[1]),
         dtype=str(weight.dtype).removeprefix("torch."),
+        bits=bits,
         sparsity=sparsity_of(weight),
         pattern=next((f"{p.kept}:{p.group}" for p in _USUAL if obeys(weight, p)), None),
         reads=linear.reads,

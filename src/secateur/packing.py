@@ -37,9 +37,9 @@ class Packing:
         int8: whether the weights were rounded to int8.
         int4: whether they were rounded to 4 bits.
         linears: the number of linears that were packed.
-        dense_bytes: what they took before.
+        dense_bytes: what they take dense.
         packed_bytes: what they take now.
-        total_dense_bytes: what all tensors took before.
+        total_dense_bytes: what all tensors take with these dense.
         total_packed_bytes: what all tensors take now.
     """
 

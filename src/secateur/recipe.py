@@ -6,12 +6,15 @@ Options come in groups, which ``--help`` shows as well:
 - Sparsity: ``sparsity``, ``pattern``, ``skip``
 - Permutation: ``permute``, ``fold``, ``communities``, ``compare_folds``
 - Reconstruction: ``reconstruct``, ``refine``, ``guard``
+- Quantization: ``method``, ``bits``, ``group_size``, ``symmetric``, ``skip``
 - Calibration: ``calibration``, ``samples``, ``length``, ``seed``, ``one_shot``
 - Computation: ``device``, ``dtype``, ``memory``
 
-The names of methods are those of their tables (:data:`~secateur.scores.SCORES`,
-:data:`~secateur.permute.searches.SEARCHES`, :data:`~secateur.reconstruct.methods.RECONSTRUCTIONS`). Nothing here
-needs torch.
+The last two are those of every method that walks over the blocks of a model (:class:`Options`); :class:`Recipe` prunes,
+:class:`QuantizationRecipe` quantizes. The names of methods are those of their tables
+(:data:`~secateur.scores.SCORES`, :data:`~secateur.permute.searches.SEARCHES`,
+:data:`~secateur.reconstruct.methods.RECONSTRUCTIONS`, :data:`~secateur.quantization.methods.QUANTIZATIONS`). Nothing
+here needs torch.
 """
 
 import dataclasses
@@ -33,6 +36,7 @@ from secateur.errors import InputError
 from secateur.files import read_text
 from secateur.patterns import NM, Pattern, Scope, Unstructured, parse_nm
 from secateur.permute.searches import SEARCHES
+from secateur.quantization.methods import QUANTIZATIONS
 from secateur.reconstruct.methods import RECONSTRUCTIONS
 from secateur.scores import SCORES
 from secateur.sizes import parse_size
@@ -41,10 +45,12 @@ if TYPE_CHECKING:  # a type checker cannot look into tables
     ScoreName = str
     SearchName = str
     ReconstructionName = str
+    MethodName = str
 else:
     ScoreName = Literal[tuple(SCORES)]
     SearchName = Literal[("none", *SEARCHES)]
     ReconstructionName = Literal[("none", *RECONSTRUCTIONS)]
+    MethodName = Literal[tuple(QUANTIZATIONS)]
 Fold = Literal["exact", "gather", "none"]
 Step = Literal["reconstruct", "refine"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -65,9 +71,9 @@ def _first_sentences(functions: Mapping[str, Callable[..., Any]]) -> dict[str, s
     }
 
 
-_SCORE, _SPARSITY, _PERMUTATION, _RECONSTRUCTION, _CALIBRATION, _COMPUTATION = (
+_SCORE, _SPARSITY, _PERMUTATION, _RECONSTRUCTION, _QUANTIZATION, _CALIBRATION, _COMPUTATION = (
     Parameter(group=Group.create_ordered(name))
-    for name in ("Score", "Sparsity", "Permutation", "Reconstruction", "Calibration", "Computation")
+    for name in ("Score", "Sparsity", "Permutation", "Reconstruction", "Quantization", "Calibration", "Computation")
 )
 _SCORES = Parameter(help=_listed("Importance of a weight", {name: score.about for name, score in SCORES.items()}))
 _SEARCHES = Parameter(
@@ -82,10 +88,97 @@ _RECONSTRUCTIONS = Parameter(
         {"none": "they stay"} | _first_sentences(RECONSTRUCTIONS),
     )
 )
+_METHODS = Parameter(
+    help=_listed("How weights come onto their levels", {name: one.about for name, one in QUANTIZATIONS.items()})
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Options:
+    """What all are told that walk over the blocks of a model.
+
+    Raises:
+        InputError: when it is built with values that make no sense.
+    """
+
+    skip: tuple[str, ...] = ()
+    """Layers to leave as they are, by full name; * stands for anything. May be repeated."""
+
+    # ---------------------------------------------------------------- Calibration
+
+    calibration: Annotated[str, _CALIBRATION] = "c4"
+    """c4, wikitext2, ptb (or c4:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, or demo."""
+
+    samples: Annotated[int, _CALIBRATION] = 128
+    """Number of calibration samples."""
+
+    length: Annotated[int, _CALIBRATION] = 2048
+    """Tokens per calibration sample."""
+
+    seed: Annotated[int, _CALIBRATION] = 0
+    """Seed of the draw of the samples."""
+
+    one_shot: Annotated[bool, _CALIBRATION] = False
+    """Gather all statistics from the model as it is, in one pass, rather than block after finished block."""
+
+    # ---------------------------------------------------------------- Computation
+
+    device: Annotated[str, _COMPUTATION] = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+
+    dtype: Annotated[DtypeName, _COMPUTATION] = "auto"
+    """Precision to compute in; auto is the checkpoint's own on a GPU, and on a CPU float32, but bfloat16 where it has
+    AMX and the checkpoint is not float16."""
+
+    memory: Annotated[str | None, _COMPUTATION] = None
+    """Memory of this machine that the run may take, such as 8GB; by default nine tenths of what is free. What does not
+    fit waits in a file beside --out. Changes no result."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.length < 2:
+            raise InputError(f"{self.samples} samples of {self.length} tokens are too few to calibrate on")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"seed {self.seed} is not in [0, 2^63)")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if self.memory is not None:
+            parse_size(self.memory)
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether there is anything to calibrate for."""
+        raise NotImplementedError
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether the Gram matrices of the inputs are needed."""
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What is tried of a reader group, and judged."""
+        return ()
+
+    @property
+    def held_out(self) -> int:
+        """The number of samples that the guard judges by and no statistic sees."""
+        return 0
+
+    def skips(self, layer: str) -> bool:
+        """Whether the linear of this full name is to be left as it is."""
+        return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.skip)
+
+    def summary(self) -> str:
+        """The method in a few words, for tables and progress bars."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in a YAML file."""
+        return msgspec.to_builtins(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Options):
     """How to prune a model.
 
     Raises:
@@ -143,37 +236,8 @@ class Recipe:
     """Judge reconstruction and refinement by the block's output on an eighth of the samples, which is held out,
     and keep them only where they help."""
 
-    # ---------------------------------------------------------------- Calibration
-
-    calibration: Annotated[str, _CALIBRATION] = "c4"
-    """c4, wikitext2, ptb (or c4:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, or demo."""
-
-    samples: Annotated[int, _CALIBRATION] = 128
-    """Number of calibration samples."""
-
-    length: Annotated[int, _CALIBRATION] = 2048
-    """Tokens per calibration sample."""
-
-    seed: Annotated[int, _CALIBRATION] = 0
-    """Seed of the draw of the samples."""
-
-    one_shot: Annotated[bool, _CALIBRATION] = False
-    """Gather all statistics from the dense model, in one pass, rather than block after pruned block."""
-
-    # ---------------------------------------------------------------- Computation
-
-    device: Annotated[str, _COMPUTATION] = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
-
-    dtype: Annotated[DtypeName, _COMPUTATION] = "auto"
-    """Precision to compute in; auto is the checkpoint's own on a GPU, and on a CPU float32, but bfloat16 where it has
-    AMX and the checkpoint is not float16."""
-
-    memory: Annotated[str | None, _COMPUTATION] = None
-    """Memory of this machine that the run may take, such as 8GB; by default nine tenths of what is free. What does not
-    fit waits in a file beside --out. Changes no result."""
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.score not in SCORES:
             raise InputError(f"score {self.score!r} is none of {', '.join(SCORES)}")
         if self.alpha < 0:
@@ -182,8 +246,6 @@ class Recipe:
             raise InputError(f"alpha {self.alpha} is not a number that a score can be raised to")
         if self.sparsity is not None and self.pattern is not None:
             raise InputError(f"give a sparsity ({self.sparsity}) or a pattern ({self.pattern}), not both")
-        if self.samples < 1 or self.length < 2:
-            raise InputError(f"{self.samples} samples of {self.length} tokens are too few to calibrate on")
         if self.scope is not None and self.pattern is not None:
             raise InputError(f"--scope {self.scope} has no meaning for a pattern: weights of a group compete")
         if self.fold == "gather" and not self.orders_channels:
@@ -194,12 +256,6 @@ class Recipe:
             raise InputError("--compare-folds needs a --pattern, a --permute, and --fold exact or gather")
         if self.held_out == self.samples:
             raise InputError("the guard holds out samples: take at least 2 (--samples), or go without (--no-guard)")
-        if not 0 <= self.seed < 1 << 63:
-            raise InputError(f"seed {self.seed} is not in [0, 2^63)")
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
-        if self.memory is not None:
-            parse_size(self.memory)
         if self.communities < 1:
             raise InputError(f"{self.communities} communities are too few")
         if isinstance(target := self.target, NM) and target.kept == target.group:  # target refuses what makes no sense
@@ -257,10 +313,6 @@ class Recipe:
             idle |= {} if self.orders_channels else {"seed": 0}  # searches draw by it too
         return dataclasses.replace(self, **idle)
 
-    def skips(self, layer: str) -> bool:
-        """Whether the linear of this full name is to be left dense."""
-        return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.skip)
-
     def summary(self) -> str:
         """The method in a few words, for tables and progress bars."""
         target = self.target
@@ -269,10 +321,6 @@ class Recipe:
         repaired = f" +{self.reconstruct}" if self.reconstruct != "none" else ""
         refined = " +refine" if self.refine else ""
         return f"{self.score} {target}" + (f" per {self.scope}" if scoped else "") + ordered + repaired + refined
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in a YAML file."""
-        return msgspec.to_builtins(self)
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
@@ -320,3 +368,55 @@ class Recipe:
             return dataclasses.replace(msgspec.convert(data, cls))  # which leaves out of __dict__ what is not given
         except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a character is in no text
             raise InputError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationRecipe(Options):
+    """How to quantize a model.
+
+    Raises:
+        InputError: when it is built with values that make no sense.
+    """
+
+    method: Annotated[MethodName, _QUANTIZATION, _METHODS] = "rtn"
+    """How weights come onto their levels, one of :data:`~secateur.quantization.methods.QUANTIZATIONS`."""
+
+    bits: Annotated[Literal[4, 8], _QUANTIZATION] = 4
+    """Bits of a weight."""
+
+    group_size: Annotated[int, _QUANTIZATION] = 128
+    """Consecutive input channels that share a scale; must divide the width of every layer."""
+
+    symmetric: Annotated[bool, _QUANTIZATION] = False
+    """Let all levels lie evenly about zero: no zero-points, and so fewer bits. Of 8 bits they always do."""
+
+    skip: Annotated[tuple[str, ...], _QUANTIZATION] = ()
+    """Layers to leave as they are, by full name; * stands for anything. May be repeated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in QUANTIZATIONS:
+            raise InputError(f"method {self.method!r} is none of {', '.join(QUANTIZATIONS)}")
+        if self.bits not in (4, 8):
+            raise InputError(f"weights of {self.bits} bits cannot be written: give 4 or 8 (--bits)")
+        if self.group_size < 1:
+            raise InputError(f"groups of {self.group_size} columns make no sense (--group-size)")
+
+    @property
+    def evenly(self) -> bool:
+        """Whether every zero-point is the middle code."""
+        return self.symmetric or self.bits == 8
+
+    @property
+    def needs_gram(self) -> bool:
+        """See :class:`Options`."""
+        return QUANTIZATIONS[self.method].needs_gram
+
+    @property
+    def needs_inputs(self) -> bool:
+        """See :class:`Options`."""
+        return QUANTIZATIONS[self.method].needs_inputs
+
+    def summary(self) -> str:
+        """The method in a few words, for tables and progress bars."""
+        return f"{self.method} {self.bits} bits in groups of {self.group_size}" + (" symmetric" * self.evenly)

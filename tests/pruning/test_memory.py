@@ -14,7 +14,7 @@ from secateur.errors import InputError
 from secateur.memory import Room
 from secateur.models.blocks import blocks_of, family_of
 from secateur.models.spaces import reader_groups
-from secateur.pruning import folder
+from secateur.pruning import job
 from secateur.recipe import Recipe
 from tests import pico
 from tests.counting import Counting
@@ -65,7 +65,7 @@ def test_where_things_wait_changes_no_byte(model, name, room, tmp_path, recipe, 
         return claim(file, size)
 
     monkeypatch.setattr(memory._File, "claim", noting)
-    monkeypatch.setattr(folder, "places", lambda *_: ({CPU: room}, {CPU: room}))
+    monkeypatch.setattr(job, "places", lambda *_: ({CPU: room}, {CPU: room}))
     secateur.prune(dense, tmp_path / "narrow", recipe)
     assert claimed
     assert content(tmp_path / "narrow") == content(tmp_path / "roomy")
@@ -74,7 +74,7 @@ def test_where_things_wait_changes_no_byte(model, name, room, tmp_path, recipe, 
 @pytest.mark.parametrize("name", ["ordered", "own orders", "one shot"])
 @pytest.mark.parametrize("model", ["llama-gqa-tied", "mixtral"])
 def test_progress_is_all_of_it_in_the_end(model, name, tmp_path, recipe, monkeypatch):
-    monkeypatch.setattr(folder, "places", lambda *_: ({CPU: 0}, {CPU: 10_000}))
+    monkeypatch.setattr(job, "places", lambda *_: ({CPU: 0}, {CPU: 10_000}))
     progress, dense = Counting(), pico.save(model, tmp_path / "dense")
     secateur.prune(dense, tmp_path / "out", replace(recipe, **RECIPES[name]), progress=progress)
     assert progress.done == progress.total > 0

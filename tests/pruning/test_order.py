@@ -51,7 +51,7 @@ def test_the_shared_order_is_worth_more_than_none():
 def with_patterns(task: Task, change):
     """The same task, with other patterns where ``change`` gives one for a linear's name."""
     patterns = {name: change(name) or pattern for name, pattern in task.patterns.items()}
-    return Task(task.recipe, task.family, task.blocks, patterns, task.skipped)
+    return Task(task.recipe, task.family, task.blocks, task.skipped, patterns)
 
 
 def test_a_space_whose_readers_may_lose_any_weight_keeps_its_order():

@@ -16,7 +16,7 @@ from secateur.cli import main
 from secateur.devices import threads
 from secateur.digests import file_digest
 from secateur.errors import InputError
-from secateur.pruning import folder, group, journal, prepare
+from secateur.pruning import group, job, journal, prepare
 from secateur.pruning import walk as walking
 from secateur.pruning.journal import command_of
 from secateur.recipe import Recipe
@@ -172,7 +172,7 @@ def test_another_run_is_not_resumed(unfinished, tmp_path, recipe, monkeypatch):
     refused("another one: calibration token_ids_sha256 was")
     (tmp_path / "text.txt").write_text(TEXT)
     with monkeypatch.context() as patch:
-        patch.setattr("secateur.pruning.folder.__version__", "9.9")
+        patch.setattr("secateur.pruning.job.__version__", "9.9")
         refused("another one: versions secateur was .*, and is 9.9")
     path, whole = unfinished / "model.safetensors", (unfinished / "model.safetensors").read_bytes()
     state = load_file(path)
@@ -204,7 +204,7 @@ def test_threads_batches_and_precision_stay_those_of_the_start(tmp_path, recipe,
         return real(source, recipe, batch, device)
 
     real = prepare.draw_samples
-    monkeypatch.setattr(folder, "draw_samples", draw)
+    monkeypatch.setattr(job, "draw_samples", draw)
     monkeypatch.setattr(journal, "batch_size", lambda *_: 1)
     monkeypatch.setattr(journal, "choose_calibration_dtype", lambda *_: torch.bfloat16)
     with threads(1):

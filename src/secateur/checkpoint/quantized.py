@@ -143,6 +143,9 @@ def config_of(scheme: Scheme, ignore: Sequence[str]) -> dict[str, Any]:
         },
         "ignore": list(ignore),
         "kv_cache_scheme": None,
+        # For transformers alone: decode when it is loaded, not when it first runs. The other way compressed-tensors
+        # 0.20 expects zero-points that are not packed.
+        "dequantize": True,
     }
 
 
@@ -230,6 +233,14 @@ def from_tensors(name: str, tensors: Mapping[str, Tensor], scheme: Scheme) -> Qu
     return QuantizedWeight(grid, codes, scales.dtype)
 
 
+def decoded(tensors: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]:
+    """Tensors as they are written, with quantized weights as the dense ones that they stand for."""
+    names = [part.removesuffix("_packed") for part in tensors if part.endswith(f".{PACKED}")]
+    parts = {part for name in names for part in scheme.parts(name)}
+    dense = {name: from_tensors(name, tensors, scheme).dense() for name in names}
+    return {name: tensor for name, tensor in tensors.items() if name not in parts} | dense
+
+
 def read_quantized(held: Mapping[str, Path], name: str, scheme: Scheme) -> QuantizedWeight:
     """The quantized weight ``name`` out of files, given the one that holds each part.
 
@@ -261,12 +272,12 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
     whole = pad(codes, (0, -codes.shape[1] % (WORD // bits)))
     if bits == 4:
         whole = whole[:, ::2] | whole[:, 1::2] << 4
-    return whole.contiguous().view(torch.int32)
+    return whole.reshape(-1).view(torch.int32).view(len(codes), -1)
 
 
 def _unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
     """The codes ``(R, C)``, uint8, in words ``(R, ⌈C b / 32⌉)``, int32."""
-    codes = words.contiguous().view(torch.uint8)
+    codes = words.reshape(-1).view(torch.uint8).view(len(words), -1)
     if bits == 4:
         codes = torch.stack((codes & 0xF, codes >> 4), -1).flatten(1)
     return codes[:, :columns].contiguous()

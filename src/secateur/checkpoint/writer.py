@@ -95,7 +95,7 @@ class Writer:
                 with self._work.file(f"{MODEL}/{name}") as path:
                     shutil.copyfile(file, path)
         if gathers:
-            config = {"model_type": GATHER_TYPE, "base": read_object(companions_from / "config.json")}
+            config = {"model_type": GATHER_TYPE, "base": config or read_object(companions_from / "config.json")}
         if config is not None:
             self._write_json("config.json", config)
         if orders:

@@ -118,9 +118,10 @@ def verify(model: str, /, *, dense: str | None = None, json: Json = False) -> No
     Parameters
     ----------
     model
-        A folder that was written by prune.
+        A folder that was written by prune or quantize.
     dense
-        The model that was pruned: prove also that the weights and logits are its own, masked and reordered.
+        The model that was pruned: prove also that the weights and logits are its own, masked and reordered. The model
+        that was quantized: prove also that what is zero there is zero here.
     """
     from secateur.console.models import verdict_text
     from secateur.console.terminal import out

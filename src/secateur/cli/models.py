@@ -1,4 +1,4 @@
-"""Commands that make models: prune, pack, unpack, demo."""
+"""Commands that make models: prune, quantize, pack, unpack, demo."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 import secateur
 from secateur.cli.common import Force, Json, Quiet, app, print_json, progress_for
-from secateur.recipe import Recipe
+from secateur.recipe import QuantizationRecipe, Recipe
 
 
 @app.command
@@ -45,6 +45,44 @@ def prune(
     else:
         terminal.print(pruning_table(manifest))
         for note in pruning_notes(manifest):
+            terminal.print(note, highlight=False)
+        terminal.print(f"written to {out}", highlight=False)
+
+
+@app.command
+def quantize(
+    model: str,
+    /,
+    *,
+    out: Path,
+    options: Annotated[QuantizationRecipe, Parameter(name="*")] = QuantizationRecipe(),  # noqa: B008 (frozen)
+    force: Force = False,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write MODEL, pruned or not, with weights of few bits; those that are zero stay zero.
+
+    Plain transformers loads what is written where compressed-tensors is installed, and so do vLLM and SGLang.
+
+    Parameters
+    ----------
+    model
+        A hub name, a folder, or a .gguf file.
+    out
+        The folder to write.
+    resume
+        Go on after the last block that this command had finished when it was stopped, if it was.
+    """
+    from secateur.console.models import quantization_notes, quantization_table
+    from secateur.console.terminal import out as terminal
+
+    manifest = secateur.quantize(model, out, options, force=force, resume=resume, progress=progress_for(quiet))
+    if json:
+        print_json(manifest)
+    else:
+        terminal.print(quantization_table(manifest))
+        for note in quantization_notes(manifest):
             terminal.print(note, highlight=False)
         terminal.print(f"written to {out}", highlight=False)
 

@@ -1,7 +1,8 @@
-"""A model after pruning, packing and verification, and what its linears are."""
+"""A model after pruning, quantization, packing and verification, and what its linears are."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import prod
 from statistics import fmean
 from typing import Any
 
@@ -26,10 +27,6 @@ def pruning_table(manifest: dict[str, Any]) -> Table:
     With ``compare_folds`` the score that every way to fold retains is given as a share of what unstructured sparsity
     retains, so that the price of each is visible.
     """
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for layer in manifest["layers"]:
-        in_block = re.split(r"\.\d+\.", layer["name"])[-1]  # what follows the number of the block
-        rows.setdefault(in_block, []).append(layer)
     folds = [fold for fold in _FOLDS if fold in manifest["layers"][0]["folds"]]
     columns: dict[str, Callable[[dict[str, Any]], float]] = {"score retained": lambda x: x["retained"]}
     if folds:
@@ -37,15 +34,27 @@ def pruning_table(manifest: dict[str, Any]) -> Table:
     columns |= {f"… {fold}": lambda x, fold=fold: x["folds"][fold] / x["folds"]["unstructured"] for fold in folds}  # type: ignore[misc]
     if manifest["calibration"]:
         columns["output error"] = lambda x: x["relative_error"]
-    table = Table(title=f"{manifest['method']}: {manifest['sparsity']:.1%} of the pruned weights are zero")
+    title = f"{manifest['method']}: {manifest['sparsity']:.1%} of the pruned weights are zero"
+    return _averages(title, manifest["layers"], columns)
+
+
+def _averages(
+    title: str, layers: list[dict[str, Any]], columns: Mapping[str, Callable[[dict[str, Any]], float]]
+) -> Table:
+    """One row per linear of a block, and one of all, with the means of some ``columns`` over the blocks."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for layer in layers:
+        in_block = re.split(r"\.\d+\.", layer["name"])[-1]  # what follows the number of the block
+        rows.setdefault(in_block, []).append(layer)
+    table = Table(title=title)
     table.add_column("layers")
     for column in ("number", "shape", *columns):
         table.add_column(column, justify="right")
-    for label, layers in [*rows.items(), ("all", manifest["layers"])]:
-        shape = "×".join(map(str, layers[0]["shape"])) if label != "all" else ""
-        found = [[value(layer) for layer in layers if value(layer) is not None] for value in columns.values()]
+    for label, some in [*rows.items(), ("all", layers)]:
+        shape = "×".join(map(str, some[0]["shape"])) if label != "all" else ""
+        found = [[value(layer) for layer in some if value(layer) is not None] for value in columns.values()]
         means = [f"{fmean(values):.3f}" if values else "" for values in found]
-        table.add_row(label, str(len(layers)), shape, *means, end_section=label == list(rows)[-1])
+        table.add_row(label, str(len(some)), shape, *means, end_section=label == list(rows)[-1])
     return table
 
 
@@ -85,6 +94,37 @@ def pruning_notes(manifest: dict[str, Any]) -> list[str]:
     return notes
 
 
+def quantization_table(manifest: dict[str, Any]) -> Table:
+    """The quantized layers of a ``secateur.json``, one row per linear of a block, averaged over blocks."""
+    said = manifest["quantization"]
+    columns: dict[str, Callable[[dict[str, Any]], float]] = {
+        "zero before": lambda x: x["zeros_before"] / prod(x["shape"]),
+        "zero after": lambda x: x["zeros"] / prod(x["shape"]),
+    }
+    if said["calibration"]:
+        columns["output error"] = lambda x: x["relative_error"]
+    return _averages(said["method"], said["layers"], columns)
+
+
+def quantization_notes(manifest: dict[str, Any]) -> list[str]:
+    """What was left as it is, and what the model takes now."""
+    said = manifest["quantization"]
+    notes = []
+    if left := said["left_dense"]:
+        linears = ", ".join(list(left)[:3])
+        notes.append(
+            f"{sum(left.values()):.1%} of the weights in the blocks stay as they are, since the format does not hold "
+            f"them: {linears}{' …' if len(left) > 3 else ''}"
+        )
+    if said["skipped"]:
+        notes.append(f"{len(said['skipped'])} linears were left as they are (--skip)")
+    notes.append(
+        f"{len(said['layers'])} linears at {said['bits_per_weight']:.3f} bits a weight, scales and zero-points "
+        f"included: {_change(*said['bytes']['linears'])}; all tensors: {_change(*said['bytes']['all'])}"
+    )
+    return notes
+
+
 def verdict_text(verdict: Verdict) -> Text:
     """What was checked, or what failed."""
     if not verdict.passed:
@@ -98,24 +138,26 @@ def verdict_text(verdict: Verdict) -> Text:
 def layers_table(found: Inspection) -> Table:
     """Every linear of a checkpoint."""
     table = Table(title=escape(f"{found.model}: {len(found.layers)} linears, family {found.family}"))
-    for column in ("layer", "shape", "dtype", "sparsity", "N:M", "reads", "writes"):
-        table.add_column(column, justify="right" if column in ("shape", "sparsity", "N:M") else "left", overflow="fold")
+    numbers = ("shape", "bits", "sparsity", "N:M")
+    quantized = any(layer.bits for layer in found.layers)
+    for column in ("layer", "shape", "dtype", *(["bits"] * quantized), "sparsity", "N:M", "reads", "writes"):
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for layer in found.layers:
         shape = "×".join(map(str, layer.shape))
         spaces = (layer.reads or "", layer.writes or "")
-        table.add_row(layer.name, shape, layer.dtype, f"{layer.sparsity:.1%}", layer.pattern or "", *spaces)
+        bits = [str(layer.bits or "")] * quantized
+        table.add_row(layer.name, shape, layer.dtype, *bits, f"{layer.sparsity:.1%}", layer.pattern or "", *spaces)
     return table
 
 
 def packing_text(packing: Packing) -> Text:
     """What packing saved."""
-
-    def change(before: int, after: int) -> str:
-        return f"{before / 1e6:,.1f} MB → {after / 1e6:,.1f} MB ({after / before:.4f})"
-
     rounded = " as int8" if packing.int8 else " as int4" if packing.int4 else ""
     return Text(
-        f"{packing.linears} linears{rounded}: "
-        f"{change(packing.dense_bytes, packing.packed_bytes)}; "
-        f"all tensors: {change(packing.total_dense_bytes, packing.total_packed_bytes)}"
+        f"{packing.linears} linears{rounded}: {_change(packing.dense_bytes, packing.packed_bytes)}; "
+        f"all tensors: {_change(packing.total_dense_bytes, packing.total_packed_bytes)}"
     )
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before / 1e6:,.1f} MB → {after / 1e6:,.1f} MB ({after / before:.4f})"

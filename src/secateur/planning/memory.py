@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 from transformers import PreTrainedModel
 
-from secateur.pruning.footprint import SHARE, footprint
+from secateur.pruning.footprint import SHARE, footprint, pruning
 from secateur.pruning.prepare import Samples, Task
 from secateur.sizes import parse_size
 
@@ -73,7 +74,8 @@ def memory_of(
         device_free: bytes of the device's memory that are free.
         ranks: processes that share the samples.
     """
-    takes = footprint(task, _Described(model, stored), model, samples, torch.device(device))
+    work = partial(pruning, task, model)
+    takes = footprint(task, _Described(model, stored), model, samples, torch.device(device), work)
     itemsize, width = next(model.parameters()).dtype.itemsize, model.config.get_text_config().hidden_size
     states = -(-(samples.tokens + samples.held_out_tokens) // ranks) * width * itemsize
     bound = task.recipe.memory

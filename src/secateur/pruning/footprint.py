@@ -1,4 +1,4 @@
-"""How much memory pruning a model takes, from its shapes, and how much of what is given is left for what may wait.
+"""How much memory a run takes, from the shapes of its model, and how much of what is given is left for what may wait.
 
 In memory at any time are what lies outside the blocks, one block as its module computes with it, three as stored, and
 the largest of what observing, ordering and pruning need: that must fit. All else waits in rooms
@@ -10,7 +10,7 @@ The numbers of copies are those of the code, rounded up; docs/memory.md compares
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear, judged_together, reader_groups
 from secateur.pruning.order import SURVEYED_ROWS
-from secateur.pruning.prepare import Samples, Task
+from secateur.pruning.prepare import Samples, Selection, Task
 from secateur.scores import SCORES
 from secateur.sizes import parse_size, show_size
 from secateur.stats.inputs import gram_bytes
@@ -89,21 +89,40 @@ class Tensors(Protocol):
         """The type of the tensor ``name`` as stored."""
 
 
-def footprint(task: Task, source: Tensors, model: PreTrainedModel, samples: Samples, device: torch.device) -> Footprint:
-    """That of pruning ``model``, the skeleton of ``source``: its parameters have the dtype that is computed in."""
+def footprint(
+    task: Selection,
+    source: Tensors,
+    model: PreTrainedModel,
+    samples: Samples,
+    device: torch.device,
+    work: Callable[[Block], int],
+) -> Footprint:
+    """That of a walk over ``model``, the skeleton of ``source``: its parameters have the dtype that is computed in.
+
+    ``work`` says what is needed beside a block for what is done to it, in bytes.
+    """
     computed = next(model.parameters()).dtype
     prefixes = tuple(block.prefix for block in task.blocks)
     outer = _held(source, [name for name in source.names() if not name.startswith(prefixes)], computed, device)
     blocks = [_held(source, source.names(block.prefix), computed, device) for block in task.blocks]
     copies = STORED + bool(source.stacks.members)  # a stack is read layer by layer, and then joined
     blocks = [(copies * stored, inside) for stored, inside in blocks]
-    pruned, width = [block for block in task.blocks if block.linears], model.config.get_text_config().hidden_size
-    works = [
-        max(_observing(task, block, model, samples), _ordering(task, block, width), _pruning(task, block))
-        for block in pruned
-    ]
-    waiting = [_waiting(task, block, guarded=samples.held_out > 0) for block in pruned]
+    meant = [block for block in task.blocks if block.linears]
+    works = [max(_observing(task, block, model, samples), work(block)) for block in meant]
+    waiting = [_waiting(task, block, guarded=samples.held_out > 0) for block in meant]
     return Footprint(outer, max(blocks, key=sum), max(works), max(waiting))
+
+
+def pruning(task: Task, model: PreTrainedModel, block: Block) -> int:
+    """The most that ordering and pruning ``block`` need beside it."""
+    return max(_ordering(task, block, model.config.get_text_config().hidden_size), _pruning(task, block))
+
+
+def quantizing(task: Selection, _: PreTrainedModel, block: Block) -> int:
+    """The most that quantizing ``block`` needs beside it."""
+    sizes = [_size(block, [linear]) for linear in block.linears]
+    grams = [gram_bytes(block.weight(linear).shape[1]) for linear in block.linears if task.recipe.needs_gram]
+    return STEPPING * FLOAT * max(sizes) + FACTORED * max(grams, default=0)
 
 
 def _held(source: Tensors, names: Iterable[str], computed: torch.dtype, device: torch.device) -> tuple[int, int]:
@@ -116,7 +135,7 @@ def _held(source: Tensors, names: Iterable[str], computed: torch.dtype, device: 
     return stored, inside
 
 
-def _observing(task: Task, block: Block, model: PreTrainedModel, samples: Samples) -> int:
+def _observing(task: Selection, block: Block, model: PreTrainedModel, samples: Samples) -> int:
     """Activations of one batch and what statistics make of them, with one Gram matrix."""
     config, itemsize = model.config.get_text_config(), next(model.parameters()).dtype.itemsize
     shapes = {linear: block.weight(linear).shape for linear in block.linears}
@@ -173,14 +192,14 @@ def _size(block: Block, linears: Iterable[Linear]) -> int:
     return sum(block.weight(linear).numel() for linear in linears)
 
 
-def _waiting(task: Task, block: Block, guarded: bool) -> int:
+def _waiting(task: Selection, block: Block, guarded: bool) -> int:
     """Gram matrices of a block, and where steps are judged, weights before and after a step and as stored."""
     grams = sum(gram_bytes(block.weight(group[0]).shape[1]) for group in reader_groups(block.linears))
     judged = max(_size(block, group) for group in judged_together(block.linears))
     return (grams if task.recipe.needs_gram else 0) + (3 * FLOAT * judged if guarded else 0)
 
 
-def places(takes: Footprint, task: Task, device: torch.device, beside: int = 1) -> tuple[Places, Places]:
+def places(takes: Footprint, bound: str | None, device: torch.device, beside: int = 1) -> tuple[Places, Places]:
     """The bytes, by device, for hidden states and for what else waits.
 
     What waits inside a block comes first: where it does not fit there are more passes over the samples, while hidden
@@ -188,9 +207,9 @@ def places(takes: Footprint, task: Task, device: torch.device, beside: int = 1) 
     is free.
 
     Raises:
-        InputError: when the memory that the recipe gives, or else is free, does not hold what must fit.
+        InputError: when the ``bound``, or else what is free, does not hold what must fit.
     """
-    host, bound = torch.device("cpu"), task.recipe.memory
+    host = torch.device("cpu")
     before = resident_memory()
     given = parse_size(bound) - before if bound is not None else int(SHARE * free_memory(host)) // beside
     needed = takes.takes(device)
@@ -199,7 +218,7 @@ def places(takes: Footprint, task: Task, device: torch.device, beside: int = 1) 
         work, enough = needed[host] - outer - block, needed[host] + before + 10**8
         have = f"--memory {bound} leaves {show_size(max(0, given))}" if bound else f"{show_size(given)} are to be had"
         raise InputError(
-            f"pruning takes {show_size(needed[host])} of memory at a time, as far as shapes tell ({show_size(outer)} "
+            f"this takes {show_size(needed[host])} of memory at a time, as far as shapes tell ({show_size(outer)} "
             f"for what lies outside the blocks, {show_size(block)} for blocks, {show_size(work)} for the work on it), "
             f"and {have} beside the {show_size(before)} that the process has already: give "
             f"--memory {show_size(enough).replace(' ', '')} or more if the machine has it"

@@ -1,4 +1,4 @@
-"""What a run that prunes a folder has finished, kept in its workspace so that a later run can go on after it.
+"""What a run that makes a folder has finished, kept in its workspace so that a later run can go on after it.
 
 For every block there is its shard of the model to come and, beside the model, a record: the results, the orders that
 were found, and the digest of the dense block. A finished survey leaves the orders that all blocks share. Hidden states
@@ -25,8 +25,8 @@ from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.progress import Clock
 from secateur.pruning.prepare import batch_size
-from secateur.pruning.result import LayerResult, Results
-from secateur.recipe import Recipe
+from secateur.pruning.result import LayerResult, QuantizedLayer, Results
+from secateur.recipe import Options
 
 SHARED = "shared.orders"
 
@@ -48,7 +48,7 @@ class Setting:
     batch: int
 
     @classmethod
-    def choose(cls, recipe: Recipe, stored: torch.dtype, earlier: Mapping[str, Any]) -> "Setting":
+    def choose(cls, recipe: Options, stored: torch.dtype, earlier: Mapping[str, Any]) -> "Setting":
         """That of the ``earlier`` run, if there is one to resume; else what suits the recipe and this machine.
 
         Raises:
@@ -90,6 +90,7 @@ class Journal:
         facts = {
             "dense": dense,
             "layers": [dataclasses.asdict(layer) for layer in results.layers],
+            "quantized": [dataclasses.asdict(layer) for layer in results.quantized],
             "trials": [dataclasses.asdict(trial) for trial in results.trials],
             "seconds": dict(seconds),
         }
@@ -111,7 +112,10 @@ class Journal:
             raise InputError(f"{block.prefix[:-1]} of the model is not what it was in the run that is to be resumed")
         clock.set(facts["seconds"])
         return Results(
-            msgspec.convert(facts["layers"], list[LayerResult]), msgspec.convert(facts["trials"], list[Trial]), orders
+            msgspec.convert(facts["layers"], list[LayerResult]),
+            msgspec.convert(facts["quantized"], list[QuantizedLayer]),
+            msgspec.convert(facts["trials"], list[Trial]),
+            orders,
         )
 
 
@@ -119,9 +123,9 @@ def _record(block: Block) -> str:
     return f"{block.prefix}results"
 
 
-def command_of(model: str | Path, out: str | Path, recipe: Recipe, force: bool) -> list[str]:
-    """The words of the command line that prunes so: what differs from the default recipe, one by one."""
-    words = ["secateur", "prune", str(model), "--out", str(out)]
+def command_of(model: str | Path, out: str | Path, recipe: Options, force: bool, command: str = "prune") -> list[str]:
+    """The words of the command line that does so: what differs from the default recipe, one by one."""
+    words = ["secateur", command, str(model), "--out", str(out)]
     for field in dataclasses.fields(recipe):
         value, option = getattr(recipe, field.name), field.name.replace("_", "-")
         if value == field.default:

@@ -1,7 +1,7 @@
 """What is settled before any long work: which linears are pruned, what each must become, and on which samples."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,10 @@ from secateur.checkpoint import Source, context_of
 from secateur.digests import digest
 from secateur.errors import InputError
 from secateur.models.blocks import Block, blocks_of, family_of
-from secateur.models.spaces import Family, judged_together
+from secateur.models.spaces import Family, Linear, judged_together
 from secateur.patterns import Pattern, check_fits
 from secateur.ranks import Ranks
-from secateur.recipe import Recipe
+from secateur.recipe import Options, Recipe
 
 # A forward pass takes as many samples at a time as make about this many tokens. A CPU is busy with one of the usual
 # length, and slower with more, which leave its cache; a GPU waits for launches of small models.
@@ -27,22 +27,32 @@ BYTES_PER_TOKEN = 1 << 20
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be done to the linears of one model.
+class Selection:
+    """The linears of one model that something is done to.
 
     Attributes:
         recipe: by which methods.
         family: the model's.
-        blocks: in the order in which they run, each with those of its linears that are pruned.
+        blocks: in the order in which they run, each with those of its linears that are meant.
+        skipped: the full names of the linears that the recipe leaves as they are.
+    """
+
+    recipe: Options
+    family: Family
+    blocks: Sequence[Block]
+    skipped: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Task(Selection):
+    """The linears that are pruned.
+
+    Attributes:
         patterns: what each of these must obey, by its full name: nobody else asks the recipe.
-        skipped: the full names of the linears that stay dense.
     """
 
     recipe: Recipe
-    family: Family
-    blocks: Sequence[Block]
     patterns: Mapping[str, Pattern]
-    skipped: Sequence[str]
 
 
 def prepare(model: nn.Module, recipe: Recipe) -> Task:
@@ -53,39 +63,46 @@ def prepare(model: nn.Module, recipe: Recipe) -> Task:
             cannot have its pattern, or the recipe's orders have no place in its family.
     """
     family = family_of(model)
-    blocks, skipped = _leave_out_skipped(blocks_of(model, family), recipe)
+    blocks, skipped = leave_out_skipped(blocks_of(model, family), recipe)
     if recipe.orders_channels and recipe.fold == "gather" and not (family.rules and family.gathers):
         raise InputError(f"--fold gather needs a norm before every reader, and a {family.name} model has not")
     patterns = {block.full_name(linear): recipe.target for block in blocks for linear in block.linears}
-    _check_patterns(blocks, patterns)
-    return Task(recipe, family, blocks, patterns, skipped)
+    check_each(
+        blocks,
+        lambda block, linear: check_fits(patterns[block.full_name(linear)], block.weight(linear).shape[1]),
+        "Choose another pattern, or leave these layers dense",
+    )
+    return Task(recipe, family, blocks, skipped, patterns)
 
 
-def _leave_out_skipped(blocks: Sequence[Block], recipe: Recipe) -> tuple[list[Block], list[str]]:
-    """The blocks without the linears that the recipe skips, and the names of those."""
+def leave_out_skipped(blocks: Sequence[Block], recipe: Options) -> tuple[list[Block], list[str]]:
+    """The blocks without the linears that the recipe skips, and the names of those.
+
+    Raises:
+        InputError: when a skip names no layer, or none is left.
+    """
     skipped = [name for b in blocks for x in b.linears if recipe.skips(name := b.full_name(x))]
     for pattern in recipe.skip:
         if not any(replace(recipe, skip=(pattern,)).skips(name) for name in skipped):
             raise InputError(f"--skip {pattern} names no layer; `secateur inspect` lists them")
     kept = [replace(b, linears=tuple(x for x in b.linears if not recipe.skips(b.full_name(x)))) for b in blocks]
     if not any(block.linears for block in kept):
-        raise InputError("every layer is skipped: there is nothing to prune")
+        raise InputError("every layer is skipped: there is nothing to do")
     return kept, skipped
 
 
-def _check_patterns(blocks: Sequence[Block], patterns: Mapping[str, Pattern]) -> None:
+def check_each(blocks: Sequence[Block], check: Callable[[Block, Linear], None], remedy: str) -> None:
+    """Raise one :class:`InputError` of what ``check`` raises, once for each kind of linear, with a ``remedy``."""
     misfits = {}
     for block in blocks:
         for linear in block.linears:
-            name = block.full_name(linear)
             try:
-                check_fits(patterns[name], block.weight(linear).shape[1])
+                check(block, linear)
             except InputError as error:
-                misfits[linear.name] = f"{name}: {error}"
+                misfits[linear.name] = f"{block.full_name(linear)}: {error}"
     if misfits:
         skips = " ".join(f"--skip '*.{name}'" for name in misfits)
-        listed = "; ".join(misfits.values())
-        raise InputError(f"{listed}. Choose another pattern, or leave these layers dense: {skips}")
+        raise InputError(f"{'; '.join(misfits.values())}. {remedy}: {skips}")
 
 
 @dataclass(frozen=True)
@@ -144,8 +161,8 @@ class Passes:
         return self.observe + self.judge + self.advance
 
 
-def passes(task: Task, samples: Samples, index: int, finished: int = 0, room: float = math.inf) -> Passes:
-    """What the walk that prunes does with block ``index``, with ``room`` for so many bytes of Gram matrices.
+def passes(task: Selection, samples: Samples, index: int, finished: int = 0, room: float = math.inf) -> Passes:
+    """What the walk that writes does with block ``index``, with ``room`` for so many bytes of Gram matrices.
 
     An earlier run has ``finished`` so many blocks. The guard may have less to do: steps are not tried where nothing is
     lost.
@@ -161,7 +178,7 @@ def passes(task: Task, samples: Samples, index: int, finished: int = 0, room: fl
     )
 
 
-def observations(task: Task, index: int, one_shot: bool, gram: bool, room: float = math.inf) -> int:
+def observations(task: Selection, index: int, one_shot: bool, gram: bool, room: float = math.inf) -> int:
     """How often block ``index`` is observed: more than once where its Gram matrices, if wanted, find no room together.
 
     One of which nothing is pruned is run for the next one's sake only, where samples move on as they are observed.
@@ -178,7 +195,7 @@ def batch_size(length: int, device: torch.device) -> int:
     return max(1, tokens // length)
 
 
-def draw_samples(source: Source, recipe: Recipe, batch: int, device: torch.device) -> Samples:
+def draw_samples(source: Source, recipe: Options, batch: int, device: torch.device) -> Samples:
     """Draw the calibration samples for the model of ``source``, and move them to ``device``, ``batch`` at a time.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What pruning did: to each linear, and to the model as a whole."""
+"""What was done: to each linear, and to the model as a whole."""
 
 import dataclasses
 import platform
@@ -50,18 +50,49 @@ class LayerResult:
     weight_sha256: str = ""
 
 
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One linear after quantization.
+
+    Attributes:
+        name: its full name.
+        shape: ``(O, I)``.
+        zeros_before: the number of its weights that were zero before: what pruning has removed.
+        zeros: the number of those that decode to zero.
+        relative_error: as :class:`LayerResult` has it, against the weights before.
+        tokens: the number of calibration tokens that it was quantized by, or None.
+        nbytes: what it takes in the files: codes, scales and zero-points.
+        nonzeros_sha256: of where its decoded weights are not zero, as bytes 0 and 1, row by row; empty until it is
+            written.
+        weight_sha256: of the bytes of its decoded weights; empty until it is written.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    zeros_before: int
+    zeros: int
+    relative_error: float | None
+    tokens: int | None
+    nbytes: int
+    nonzeros_sha256: str = ""
+    weight_sha256: str = ""
+
+
 @dataclass
 class Results:
     """What was done to some blocks, or to all.
 
     Attributes:
-        layers: its linears.
+        layers: its linears that were pruned.
+        quantized: its linears that were quantized.
         trials: what the guard said of their steps.
         orders: every order that was found, int64, by the full name of its space or linear.
-        unpruned: of every tensor that is not pruned as a whole, by its full name, SHA-256 of its bytes as stored.
+        unpruned: of every tensor that is not pruned, or quantized, as a whole, by its full name, SHA-256 of its bytes
+            as stored.
     """
 
     layers: list[LayerResult] = field(default_factory=list)
+    quantized: list[QuantizedLayer] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     orders: dict[str, Tensor] = field(default_factory=dict)
     unpruned: dict[str, str] = field(default_factory=dict)
@@ -72,6 +103,7 @@ class Results:
         whole = cls()
         for part in parts:
             whole.layers += part.layers
+            whole.quantized += part.quantized
             whole.trials += part.trials
             whole.orders |= part.orders
             whole.unpruned |= part.unpruned
@@ -86,10 +118,15 @@ class Results:
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "guard": [dataclasses.asdict(trial) for trial in self.trials],
             "seconds": clock.seconds(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-                "safetensors": safetensors.__version__,
-            },
+            "versions": versions(),
         }
+
+
+def versions() -> dict[str, str]:
+    """What computed it, for manifests."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "safetensors": safetensors.__version__,
+    }

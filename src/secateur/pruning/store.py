@@ -6,29 +6,33 @@ thread is waited for before it is given the next.
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise, takewhile
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from secateur.checkpoint import Source, Writer, check_finite, load_into
 from secateur.checkpoint.experts import Stacks
+from secateur.checkpoint.quantized import Scheme, as_tensors, decoded
 from secateur.devices import return_freed_memory
 from secateur.digests import bytes_digest, nonzeros_digest, tensors_digest
 from secateur.models.blocks import Block
 from secateur.models.gather import attach_orders
 from secateur.progress import Clock
 from secateur.pruning.journal import Journal
-from secateur.pruning.order import Orderer
+from secateur.pruning.result import LayerResult, QuantizedLayer
 from secateur.pruning.visit import Visit
+
+L = TypeVar("L", LayerResult, QuantizedLayer)
 
 
 class FolderStore:
-    """The :class:`~secateur.pruning.walk.Store` of :func:`~secateur.pruning.folder.prune`.
+    """The :class:`~secateur.pruning.walk.Store` of what makes one folder of another.
 
     A context manager: what was given to be written is written when it is left, whatever happened.
 
@@ -42,10 +46,11 @@ class FolderStore:
         blocks: Sequence[Block],
         source: Source,
         writer: Writer,
-        orderer: Orderer,
         device: torch.device,
         journal: Journal,
         clock: Clock,
+        fold: Callable[[Block, dict[str, Tensor]], None] | None = None,
+        scheme: Scheme | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -53,12 +58,13 @@ class FolderStore:
             blocks: in the order in which they will be asked for.
             source: where they come from.
             writer: where they go.
-            orderer: knows the orders that all blocks share.
             device: of the modules in memory.
             journal: gets a record of each block that is written.
             clock: of the run.
+            fold: folds the orders that all blocks share into the tensors of one, as it is read.
+            scheme: of what is quantized.
         """
-        self._source, self._writer, self._orderer = source, writer, orderer
+        self._source, self._writer, self._fold, self._scheme = source, writer, fold, scheme
         self._device, self._journal, self._clock = device, journal, clock
         self._following = {block.prefix: after for block, after in pairwise(blocks)}
         self._reader, self._writing, self._hashing = (
@@ -85,7 +91,8 @@ class FolderStore:
         tensors, self._dense[block.prefix] = self._read_ahead(block).result()
         if after := self._following.get(block.prefix):
             self._ahead[after.prefix] = self._read_ahead(after)
-        self._orderer.fold_shared(block, tensors)
+        if self._fold:
+            self._fold(block, tensors)
         self.load(block, tensors)
         return tensors
 
@@ -129,21 +136,34 @@ class FolderStore:
             behind.result()
 
     def _write(self, visit: Visit, pruned: Collection[str], seconds: Mapping[str, float]) -> None:
-        linears = {visit.block.full_name(linear): linear for linear in visit.block.linears}
-        weights = [visit.block.stored(linears[layer.name], visit.tensors) for layer in visit.results.layers]
-        zeros, values = self._hashing.map(nonzeros_digest, weights), self._hashing.map(bytes_digest, weights)
-        visit.results.layers[:] = [
-            replace(layer, nonzeros_sha256=zero, weight_sha256=value)
-            for layer, zero, value in zip(visit.results.layers, zeros, values, strict=True)
-        ]
+        visit.results.layers[:] = self._with_digests(visit.results.layers, visit)
+        visit.results.quantized[:] = self._with_digests(visit.results.quantized, visit)
         visit.results.unpruned |= unpruned_digests(visit.tensors, pruned)
-        self._writer.add(self._source.stacks.split(visit.tensors))
+        tensors = self._source.stacks.split(visit.tensors)
+        for name, weight in visit.quantized.items():
+            assert self._scheme is not None
+            (stored,) = self._source.stacks.parts(name)
+            del tensors[stored]
+            tensors |= as_tensors(stored, weight, self._scheme.symmetric)
+        self._writer.add(tensors)
         self._journal.keep(visit.block, self._dense.pop(visit.block.prefix), visit.results, seconds)
+
+    def _with_digests(self, layers: Sequence[L], visit: Visit) -> list[L]:
+        """The results of linears, with what proves their weights."""
+        linears = {visit.block.full_name(linear): linear for linear in visit.block.linears}
+        weights = [visit.block.stored(linears[layer.name], visit.tensors) for layer in layers]
+        zeros, values = self._hashing.map(nonzeros_digest, weights), self._hashing.map(bytes_digest, weights)
+        return [
+            replace(layer, nonzeros_sha256=zero, weight_sha256=value)
+            for layer, zero, value in zip(layers, zeros, values, strict=True)
+        ]
 
     def restore(self, visit: Visit) -> None:
         """From the shard and the record of an earlier run."""
         visit.results = self._journal.recall(visit.block, self._dense.pop(visit.block.prefix), self._clock)
         written = self._writer.again()
+        if self._scheme:
+            written = decoded(written, self._scheme)
         stacks = Stacks(written)
         for name in stacks.names:
             tensor = stacks.join(name, written)

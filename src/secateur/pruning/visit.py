@@ -7,6 +7,7 @@ from torch import Tensor
 from secateur.calibrate.guard import Guard
 from secateur.models.blocks import Block
 from secateur.pruning.result import Results
+from secateur.quantization.grid import QuantizedWeight
 from secateur.stats.inputs import InputStats
 
 
@@ -21,6 +22,7 @@ class Visit:
         stats: of what enters its linears, by their names in the block; those that share their inputs share one object.
         guard: judges its output on held-out samples, if there are any.
         results: of this block alone.
+        quantized: by the full names of tensors, what is written in their stead; ``tensors`` has what it decodes to.
         finished: an earlier run has done the work; nothing was observed.
     """
 
@@ -30,4 +32,5 @@ class Visit:
     stats: dict[str, InputStats]
     guard: Guard | None
     results: Results = field(default_factory=Results)
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
     finished: bool = False

@@ -1,5 +1,6 @@
 """What is checked of the manifest of a written folder."""
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,37 @@ class Layer(msgspec.Struct, frozen=True):
     folds: dict[str, float] = {}
 
 
+class QuantizedLayer(msgspec.Struct, frozen=True):
+    """What it says of a linear that was quantized; see :class:`~secateur.pruning.result.QuantizedLayer`."""
+
+    name: str
+    shape: tuple[int, int]
+    zeros_before: int
+    zeros: int
+    nonzeros_sha256: str
+    weight_sha256: str
+    relative_error: float | None = None
+    tokens: int | None = None
+    nbytes: int = 0
+
+    @property
+    def written(self) -> Layer:
+        """What is checked of its weights as they decode."""
+        sparsity = self.zeros / max(1, prod(self.shape))
+        return Layer(self.name, self.shape, sparsity, self.nonzeros_sha256, self.weight_sha256)
+
+
+class _Method(msgspec.Struct, frozen=True):
+    method: str
+
+
+class Quantization(msgspec.Struct, frozen=True):
+    """What is checked of ``quantization``; see :func:`secateur.quantize`."""
+
+    recipe: _Method
+    layers: list[QuantizedLayer]
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """What is checked of it; see :func:`secateur.prune` and :class:`~secateur.pruning.result.LayerResult`."""
 
@@ -36,20 +68,31 @@ class Manifest(msgspec.Struct, frozen=True):
     layers: list[Layer]
     unpruned_sha256: dict[str, str] | None = None
     files: dict[str, str] | None = None
+    quantization: Quantization | None = None
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, Recipe]:
-    """The manifest of a folder that :func:`secateur.prune` wrote, and the recipe in it.
+class _NeverPruned(msgspec.Struct, frozen=True):
+    quantization: Quantization
+    unpruned_sha256: dict[str, str] | None = None
+    files: dict[str, str] | None = None
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, Recipe | None]:
+    """The manifest of a folder that was pruned or quantized, and the recipe that it was pruned by, if it was.
 
     Raises:
         InputError: when there is none, or it is damaged; it names the field that is missing or wrong.
     """
     if not folder.is_dir() or (path := member(folder, MANIFEST)) is None:
         raise InputError(f"{folder} was not written by secateur: it has no {MANIFEST}")
-    if read_as(dict[str, msgspec.Raw], path).keys() == {"files"}:
+    keys = read_as(dict[str, msgspec.Raw], path).keys()
+    if keys == {"files"}:
         raise InputError(
             f"{folder} was not pruned by secateur, only packed or unpacked: {MANIFEST} has no recipe and no layers to "
             "verify it by"
         )
+    if "quantization" in keys and not keys & {"recipe", "layers", "sparsity"}:
+        found = read_as(_NeverPruned, path)
+        return Manifest({}, 0.0, [], found.unpruned_sha256, found.files, found.quantization), None
     manifest = read_as(Manifest, path)
     return manifest, Recipe.from_dict(manifest.recipe, str(path))

@@ -1,19 +1,25 @@
 """Prove, from the files alone, that a written model is what its manifest says."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from secateur.checkpoint import MANIFEST, Source, changed_files, local_folder, opened, unlisted_files
 from secateur.devices import full_precision
 from secateur.errors import InputError
+from secateur.models.blocks import blocks_of, family_of
 from secateur.pruning.prepare import Task, prepare
+from secateur.quantization.methods import QUANTIZATIONS
+from secateur.recipe import Recipe
 from secateur.verification.dense import DenseComparison, check_same_tensors
-from secateur.verification.manifest import read_manifest
+from secateur.verification.manifest import Layer, Quantization, read_manifest
+from secateur.verification.quantized import ZerosComparison
 from secateur.verification.written import WrittenChecks
 
 # In float32 the logits of a folded model may differ from the unfolded one's by this share of the largest logit.
@@ -46,13 +52,17 @@ class Verdict:
 
 
 def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
-    """Check a folder that :func:`secateur.prune` wrote.
+    """Check a folder that :func:`secateur.prune` or :func:`secateur.quantize` wrote.
 
     ``layers``: the linears that the manifest lists are all that its recipe prunes. ``pattern``: each obeys the pattern
     as it is stored. ``zeros`` and ``bytes``: its zeros are where the mask put them, and its bytes those that were
     written. ``shape``, ``sparsity``: the figures in the manifest are those of the files. ``unpruned``: all other
     tensors are as they were written. ``files``: so are the config, the tokenizer and what else lies beside them, and
     nothing was added that is read when the model is loaded.
+
+    Of a quantized folder the same is checked as its weights decode: those that were pruned have at least the zeros that
+    they had, where the manifest has them, and decode to the bytes that were written. Given the model that was quantized
+    as the dense one, ``weights``: every weight that is zero there is zero here, and what was not quantized is the same.
 
     Given the dense model, ``weights``: every tensor is the dense one, masked and in the recorded order of channels, bit
     for bit (pruned weights that were reconstructed excepted); and ``logits``: the model computes the same as with all
@@ -68,27 +78,41 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     folder = Path(model)
     manifest, recipe = read_manifest(folder)
     source = opened(folder)
-    if any(entry.group for entry in source.sparse.values()):
-        raise InputError(f"{folder} holds weights of few bits: verify the folder that it was packed from")
+    if any(entry.group for entry in source.sparse.values()) and not manifest.quantization:
+        raise InputError(f"{folder} holds weights that packing has rounded: verify the folder that it was packed from")
     skeleton = source.skeleton(torch.float32)
-    task = prepare(skeleton, recipe)
+    task = prepare(skeleton, recipe) if recipe else _nothing(skeleton)
     linears = [block.full_name(linear) for block in task.blocks for linear in block.linears]
     known = {layer.name: layer for layer in manifest.layers if layer.name in {*linears}}
+    failures = {"layers": _amiss([layer.name for layer in manifest.layers], linears)}
+    if quantization := manifest.quantization:
+        failures |= _quantized(quantization, source, known)
+        known |= {layer.name: layer.written for layer in quantization.layers}
+        task = _with(task, skeleton, {layer.name for layer in quantization.layers})
     written = WrittenChecks(task, known, manifest.unpruned_sha256)
     with ExitStack() as stack:
-        comparison = None
+        comparison: DenseComparison | ZerosComparison | None = None
         if dense is not None:
             original = Source(stack.enter_context(local_folder(str(dense))))
             check_same_tensors(source, original, str(dense))
-            comparison = DenseComparison(source, original, skeleton, task, known)
+            if quantization:
+                comparison = ZerosComparison(original, {*source.quantized}, _scales(quantization, folder))
+            else:
+                comparison = DenseComparison(source, original, skeleton, task, known)
         difference = _pass(source, task, written, comparison)
-    written.end(manifest.sparsity)
-    failures = {"layers": _amiss([layer.name for layer in manifest.layers], linears)} | written.failures
+    written.end(None if quantization else manifest.sparsity)
+    for check, where in written.failures.items():
+        failures[check] = [*failures.get(check, []), *where]
     patterns = " and ".join(dict.fromkeys(str(task.patterns[name]) for name in linears))
-    checked = [
-        f"{len(linears)} linears obey {patterns} as stored, and there are no others that the recipe prunes",
-        "their zeros and bytes are those that were written",
-    ]
+    checked = []
+    if recipe:
+        checked.append(
+            f"{len(linears)} linears obey {patterns} as stored, and there are no others that the recipe prunes"
+        )
+    if quantization:
+        number = len(quantization.layers)
+        checked.append(f"{number} linears are quantized, and none of them has fewer zeros than before")
+    checked.append("their zeros and bytes are those that were written")
     unchecked = []
     if manifest.unpruned_sha256 is None:
         unchecked.append(f"all other tensors: {MANIFEST} has no digests of them")
@@ -101,15 +125,22 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         added = [name for name in unlisted_files(folder, manifest.files) if name not in failures["files"]]
         unchecked += [f"{name}, which was added" for name in added]
         checked.append("and the config, the tokenizer and what else lies beside the weights")
-    if comparison is None or difference is None:
+    if comparison:
+        failures |= {"weights": sorted(comparison.wrong)}
+    if isinstance(comparison, ZerosComparison):
+        checked.append(f"what is zero in {dense} is zero here, and what was not quantized is the same")
+    elif quantization:
+        unchecked.append(
+            "whether each weight that was zero before still is (--dense, with the model that was quantized)"
+        )
+    elif comparison is None or difference is None:
         unchecked.append("whether the weights and logits are the dense model's (--dense)")
     else:
-        failures |= {"weights": sorted(comparison.wrong)}
         if not difference <= LOGIT_TOLERANCE:
             failures["logits"] = [f"differ by {difference:.2g} of the largest"]
         checked += [
             "all tensors but these, which were reconstructed, are the dense model's in the recorded order"
-            if recipe.reconstruct != "none"
+            if recipe and recipe.reconstruct != "none"
             else "all tensors are the dense model's, masked and in the recorded order",
             "the logits are those of the same weights in the dense model's order",
         ]
@@ -119,7 +150,9 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
 
 @torch.no_grad()
 @full_precision()
-def _pass(source: Source, task: Task, written: WrittenChecks, comparison: DenseComparison | None) -> float | None:
+def _pass(
+    source: Source, task: Task, written: WrittenChecks, comparison: DenseComparison | ZerosComparison | None
+) -> float | None:
     """Read the written model once, one block in memory, and let the checks see it; how far logits differ."""
     outer = source.read(source.names_outside([block.prefix for block in task.blocks]))
     written.outer(outer)
@@ -133,6 +166,42 @@ def _pass(source: Source, task: Task, written: WrittenChecks, comparison: DenseC
             comparison.block(index, tensors)
         del tensors  # before the next is read
     return comparison.logit_difference() if comparison else None
+
+
+def _nothing(model: PreTrainedModel) -> Task:
+    """The task of a model that was never pruned."""
+    family = family_of(model)
+    blocks = [replace(block, linears=()) for block in blocks_of(model, family)]
+    return Task(Recipe(), family, blocks, [], {})
+
+
+def _with(task: Task, model: PreTrainedModel, names: Collection[str]) -> Task:
+    """The same task with the linears of these full names besides."""
+    blocks = []
+    for block, whole in zip(task.blocks, blocks_of(model, task.family), strict=True):
+        linears = tuple(x for x in whole.linears if x in block.linears or block.full_name(x) in names)
+        blocks.append(replace(block, linears=linears))
+    return replace(task, blocks=blocks)
+
+
+def _quantized(said: Quantization, source: Source, pruned: Mapping[str, Layer]) -> dict[str, list[str]]:
+    """What the manifest says wrongly of the linears that are quantized, or of their zeros before."""
+    names, held = [layer.name for layer in said.layers], [name.removesuffix(".weight") for name in source.quantized]
+    zeros = []
+    for layer in said.layers:
+        if layer.zeros < layer.zeros_before:
+            zeros.append(f"{layer.name} has {layer.zeros} zeros, and had {layer.zeros_before}")
+        before = pruned.get(layer.name)
+        if before and layer.zeros_before != round(before.sparsity * prod(before.shape)):
+            zeros.append(f"{layer.name} had {before.sparsity:.2%} zeros when it was pruned, not {layer.zeros_before}")
+    amiss = [f"{name} is quantized, or in {MANIFEST} as quantized, and not both" for name in {*names} ^ {*held}]
+    return {"quantized": [] if source.packed else sorted(amiss), "zeros": zeros}
+
+
+def _scales(said: Quantization, folder: Path) -> bool:
+    if (method := QUANTIZATIONS.get(said.recipe.method)) is None:
+        raise InputError(f"{folder / MANIFEST}: there is no method {said.recipe.method!r} to quantize by")
+    return method.scales
 
 
 def _amiss(listed: Sequence[str], linears: Collection[str]) -> list[str]:

@@ -53,7 +53,8 @@ class WrittenChecks:
         failures = self.failures
         self._zeros += weight.numel() - int(weight.count_nonzero())
         self._numbers += weight.numel()
-        if not obeys(weight, self._task.patterns[name]):
+        pattern = self._task.patterns.get(name)  # what was only quantized has none
+        if pattern is not None and not obeys(weight, pattern):
             failures["pattern"].append(name)
         if (layer := self._layers.get(name)) is None:
             return
@@ -66,9 +67,9 @@ class WrittenChecks:
         if bytes_digest(weight) != layer.weight_sha256:
             failures["bytes"].append(name)
 
-    def end(self, sparsity: float) -> None:
-        """All have passed; ``sparsity`` is the model's as the manifest has it."""
-        share = self._zeros / self._numbers
-        if not self.failures["zeros"] and not isclose(share, sparsity):
+    def end(self, sparsity: float | None) -> None:
+        """All have passed; ``sparsity`` is the model's as the manifest has it, if it speaks of what is written."""
+        share = self._zeros / max(1, self._numbers)
+        if sparsity is not None and not self.failures["zeros"] and not isclose(share, sparsity):
             self.failures["sparsity"].append(f"{share:.2%} of all weights are zero, not {sparsity:.2%}")
         self.failures["unpruned"] += [f"{name} is gone" for name in sorted(self._gone)]
