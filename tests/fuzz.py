@@ -138,6 +138,7 @@ TARGETS: dict[str, Target] = {
     "packed config": Target("packed", "config.json", damage.in_json, (secateur.load, unpack, secateur.inspect)),
     "packed": Target("packed", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.verify)),
     "int8": Target("int8", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.inspect)),
+    "int4": Target("int4", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.inspect)),
     "recipe": Target("files", "recipe.yaml", damage.in_yaml, (Recipe.load,), of_file=True),
     "grid": Target("files", "grid.yaml", damage.in_yaml, (Grid.load,), of_file=True),
     "text": Target("files", "text.txt", damage.in_bytes, (read_text, read_corpus), of_file=True),

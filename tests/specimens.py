@@ -27,6 +27,7 @@ def make(root: Path) -> None:
     secateur.prune(dense, root / "gather", Recipe.from_dict(recipe.to_dict() | {"fold": "gather"}))
     secateur.pack(root / "pruned", root / "packed")
     secateur.pack(root / "pruned", root / "int8", int8=True)
+    secateur.pack(dense, root / "int4", int4=True)
     files = root / "files"
     files.mkdir()
     (files / "recipe.yaml").write_text("score: ria\npattern: '2:4'\nskip: ['*.o_proj']\nsamples: 4\nguard: false\n")

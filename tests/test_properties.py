@@ -129,7 +129,9 @@ def weights(draw: Any) -> torch.Tensor:
 def test_packing_and_a_file_give_back_every_bit(weight):
     packed = pack(weight)
     packed.check("w")
-    assert packed.nbytes == packed_bytes(weight.shape[0], weight.shape[1], len(packed.values), 8 * weight.dtype.itemsize)
+    assert packed.nbytes == packed_bytes(
+        weight.shape[0], weight.shape[1], len(packed.values), 8 * weight.dtype.itemsize
+    )
     tensors, metadata = as_tensors({"w": packed})
     assert set(metadata) == {KEY}
     parts = load(save(tensors))

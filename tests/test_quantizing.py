@@ -322,7 +322,7 @@ def test_a_part_that_is_missing(root, tmp_path):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_folder_is_packed_without_loss(bits, root, tmp_path):
-    """Codes, scales and zero-points as they are, of pruned linears with a mask; all that reads it sees the same weights."""
+    """Codes, scales and zero-points as they are, of pruned linears with a mask."""
     secateur.quantize(root / "pruned", tmp_path / "quantized", recipe_of(root, group_size=32, bits=bits))
     packing = secateur.pack(tmp_path / "quantized", tmp_path / "packed")
     assert packing.linears == 21 and packing.packed_bytes < packing.dense_bytes * (bits * 0.65 + 2) / 16

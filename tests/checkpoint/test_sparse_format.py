@@ -1,5 +1,6 @@
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from secateur.checkpoint.sparse import (
     pack,
     pack_int4,
     pack_int8,
-    pack_mask,
     pack_quantized,
     stack_rows,
 )
@@ -171,6 +171,7 @@ def test_a_quantized_weight_is_packed_without_loss(bits, group, symmetric):
         grid = fit(weight, bits, group, symmetric)
         quantized = QuantizedWeight(grid, grid.codes(weight), torch.bfloat16)
         packed = pack_quantized(quantized)
+        assert packed is not None and packed.scales is not None
         packed.check("w")
         assert torch.equal(packed.dense(), quantized.dense())
         assert packed.width == (4 if bits <= 4 else 8)
@@ -183,6 +184,13 @@ def test_what_the_format_does_not_hold_is_not_packed_as_codes():
         grid = fit(weight - (bits == 8) * 0.5 * (weight != 0), bits, group)
         grid.scales.mul_(change)
         assert pack_quantized(QuantizedWeight(grid, grid.codes(weight), torch.float32)) is None
+
+
+@pytest.mark.parametrize("group", [96, 2**40, 2**62])
+def test_a_group_may_be_wider_than_the_weight(group):
+    packed = replace(pack_int4(pruned_weight((3, 70), NM(1, 2)), 96), group=group)
+    packed.check("w")
+    assert torch.equal(packed.dense(), replace(packed, group=96).dense())
 
 
 @pytest.mark.parametrize("pack_integers", [pack_int8, pack_int4])
@@ -279,7 +287,7 @@ def test_to_readers_a_packed_folder_is_the_one_that_was_packed(pruned, tmp_path)
 
 @pytest.mark.parametrize("values", ["int8", "int4"])
 def test_a_dense_model_is_rounded_and_packed_without_masks(values, pruned, tmp_path):
-    packing = secateur.pack(tmp_path / "dense", tmp_path / "packed", **{values: True})
+    packing = secateur.pack(tmp_path / "dense", tmp_path / "packed", int8=values == "int8", int4=values == "int4")
     bits = 8 if values == "int8" else 4
     assert packing.linears == 21
     assert packing.packed_bytes < packing.dense_bytes * (bits + 1) / 16
@@ -290,7 +298,7 @@ def test_a_dense_model_is_rounded_and_packed_without_masks(values, pruned, tmp_p
     secateur.unpack(tmp_path / "packed", tmp_path / "again")
     assert torch.equal(Source(tmp_path / "again").read([UP])[UP], ours)
     a, b = (secateur.load(tmp_path / f, torch.float32)(pico.tokens()).logits for f in ("packed", "again"))
-    torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+    assert (a - b).abs().max() < 0.05 * b.abs().max()  # unpacked weights are rounded to bfloat16
     with pytest.raises(InputError, match="not both"):
         secateur.pack(pruned, tmp_path / "out", int8=True, int4=True)
 

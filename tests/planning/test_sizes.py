@@ -70,8 +70,8 @@ def test_the_plan_is_what_pack_writes(name, options, tmp_path):
     planned = plan(tmp_path / "pruned", **options)
     totals = {bound.weights: bound.model_bytes for bound in planned.bounds}
     for values in ("bfloat16", "int8", "int4"):
-        rounding = {} if values == "bfloat16" else {values: True}
-        packing = secateur.pack(tmp_path / "pruned", tmp_path / values, **rounding)
+        rounded = {"int8": values == "int8", "int4": values == "int4"}
+        packing = secateur.pack(tmp_path / "pruned", tmp_path / values, **rounded)  # type: ignore[arg-type]
         assert sum(row.size.dense for row in planned.roles) == packing.dense_bytes
         assert sum(getattr(row.size, values) for row in planned.roles) == packing.packed_bytes
         assert (totals["dense"], totals[values]) == (packing.total_dense_bytes, packing.total_packed_bytes)

@@ -296,7 +296,7 @@ def packed_bytes(rows: int, columns: int, kept: int, bits: int) -> int:
 
 def _per_column(numbers: Tensor, group: int, columns: int) -> Tensor:
     """Numbers ``(O, groups)`` as ``(O, I)``."""
-    return numbers.repeat_interleave(group, 1)[:, :columns]
+    return numbers.repeat_interleave(min(group, columns), 1)[:, :columns]  # a file may say any group
 
 
 def pack_codes(codes: Tensor) -> Tensor:
