@@ -150,6 +150,7 @@ TARGETS: dict[str, Target] = {
     "quantized config": Target("quantized", "config.json", damage.in_json, (secateur.load, prune, plan)),
     "quantized": Target("quantized", "model-*.safetensors", damage.in_safetensors, (verify_quantized, secateur.load)),
     "quantized manifest": Target("quantized", "secateur.json", damage.in_json, (secateur.verify, prune)),
+    "int4": Target("int4", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.inspect)),
     "recipe": Target("files", "recipe.yaml", damage.in_yaml, (Recipe.load,), of_file=True),
     "grid": Target("files", "grid.yaml", damage.in_yaml, (Grid.load,), of_file=True),
     "text": Target("files", "text.txt", damage.in_bytes, (read_text, read_corpus), of_file=True),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from secateur.checkpoint.packed import KEY, as_tensors
-from secateur.checkpoint.sparse import BITS, pack, pack_int8, packed_bytes
+from secateur.checkpoint.sparse import BITS, pack, pack_int4, pack_int8, packed_bytes
 from secateur.errors import InputError
 from secateur.masks import obeys, retained, select, sparsity_of
 from secateur.patterns import NM, Pattern, Unstructured, check_fits, count_kept, parse_nm
@@ -129,7 +129,9 @@ def weights(draw: Any) -> torch.Tensor:
 def test_packing_and_a_file_give_back_every_bit(weight):
     packed = pack(weight)
     packed.check("w")
-    assert packed.nbytes == packed_bytes(weight.shape[0], weight.shape[1], len(packed.values), weight.dtype)
+    assert packed.nbytes == packed_bytes(
+        weight.shape[0], weight.shape[1], len(packed.values), 8 * weight.dtype.itemsize
+    )
     tensors, metadata = as_tensors({"w": packed})
     assert set(metadata) == {KEY}
     parts = load(save(tensors))
@@ -139,11 +141,16 @@ def test_packing_and_a_file_give_back_every_bit(weight):
 
 
 @given(weights(), st.sampled_from([32, 64, 128]))
-def test_int8_keeps_the_zeros_and_is_near(weight, group):
+def test_integers_keep_the_zeros_and_are_near(weight, group):
     weight = weight.clamp(-1e4, 1e4).nan_to_num() + 0
+    for pack_integers, bits in ((pack_int8, 8), (pack_int4, 4)):
+        packed = pack_integers(weight, group)
+        packed.check("w")
+        assert packed.mask is None or torch.equal(packed.kept(), weight != 0)
+        assert (packed.dense()[weight == 0] == 0).all()
+        if group == 128 and (bits == 8 or packed.zeros is not None):
+            assert packed.nbytes == packed_bytes(*packed.shape, int(weight.count_nonzero()), bits)
     packed = pack_int8(weight, group)
-    packed.check("w")
-    assert torch.equal(packed.kept(), weight != 0)
     assert packed.scales is not None
     steps = packed.scales.float().repeat_interleave(group, 1)[:, : weight.shape[1]]
     near = (packed.to(torch.float32).dense() - weight.float()).abs() <= 0.5 * steps * (1 + 1e-5) + 1e-37

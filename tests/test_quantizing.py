@@ -318,3 +318,23 @@ def test_a_part_that_is_missing(root, tmp_path):
             save_file(held, path, metadata={"format": "pt"})
     with pytest.raises(InputError, match="lacks"):
         secateur.inspect(folder)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_folder_is_packed_without_loss(bits, root, tmp_path):
+    """Codes, scales and zero-points as they are, of pruned linears with a mask."""
+    secateur.quantize(root / "pruned", tmp_path / "quantized", recipe_of(root, group_size=32, bits=bits))
+    packing = secateur.pack(tmp_path / "quantized", tmp_path / "packed")
+    assert packing.linears == 21 and packing.packed_bytes < packing.dense_bytes * (bits * 0.65 + 2) / 16
+    source, before = (Source(tmp_path / folder) for folder in ("packed", "quantized"))
+    assert {entry.bits for entry in source.sparse.values()} == {bits}
+    assert sum(not entry.masked for entry in source.sparse.values()) == 3  # which were skipped
+    ours, theirs = (x.read(x.names()) for x in (source, before))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert secateur.verify(tmp_path / "packed").passed
+    assert not (tmp_path / "packed" / "config.json").read_text().count("quantization_config")
+    secateur.unpack(tmp_path / "packed", tmp_path / "plain")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").state_dict()
+    assert all(torch.equal(again[name], ours[name]) for name in ours)
+    with pytest.raises(InputError, match="is quantized: pack takes its weights as they are, without --int4"):
+        secateur.pack(tmp_path / "quantized", tmp_path / "twice", int4=True)

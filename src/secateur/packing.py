@@ -1,4 +1,4 @@
-"""Pack the pruned weights of a model folder, and unpack them."""
+"""Pack the pruned or quantized weights of a model folder, and unpack them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from secateur.checkpoint import (
 )
 from secateur.checkpoint.layout import PACKED_TYPE
 from secateur.checkpoint.packed import as_tensors
-from secateur.checkpoint.sparse import BITS, SparseWeight, pack_int8
+from secateur.checkpoint.sparse import BITS, SparseWeight, pack_int4, pack_int8, pack_quantized
 from secateur.checkpoint.sparse import pack as pack_bits
 from secateur.errors import InputError
 from secateur.files import MOST_BYTES_OF_LISTS, member, read_object
@@ -34,16 +34,18 @@ class Packing:
 
     Attributes:
         model: the model, as it was named.
-        int8: whether the kept values were rounded to int8.
+        int8: whether the weights were rounded to int8.
+        int4: whether they were rounded to 4 bits.
         linears: the number of linears that were packed.
-        dense_bytes: what they took before.
+        dense_bytes: what they take dense.
         packed_bytes: what they take now.
-        total_dense_bytes: what all tensors took before.
+        total_dense_bytes: what all tensors take with these dense.
         total_packed_bytes: what all tensors take now.
     """
 
     model: str
     int8: bool
+    int4: bool
     linears: int
     dense_bytes: int
     packed_bytes: int
@@ -52,23 +54,33 @@ class Packing:
 
 
 def pack(
-    model: str | Path, out: str | Path, *, int8: bool = False, force: bool = False, progress: Progress | None = None
+    model: str | Path,
+    out: str | Path,
+    *,
+    int8: bool = False,
+    int4: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> Packing:
-    """Write a copy of a pruned model whose pruned linears are packed: a mask, and the weights that it keeps.
+    """Write a copy of a pruned or quantized model whose linears are packed: a mask, and the weights that it keeps.
 
-    Those linears in its blocks are packed that take fewer bytes so. :func:`unpack` gives back every bit,
-    unless the values are rounded to int8.
+    Those linears in its blocks are packed that take fewer bytes so. :func:`unpack` gives back every bit, unless the
+    values are rounded here. Quantized weights are taken over as they are.
 
     Args:
-        model: a pruned model: a hub name, a folder, or a ``.gguf`` file. It need not come from Secateur.
+        model: a hub name, a folder, or a ``.gguf`` file. It need not come from Secateur; unless it is quantized or its
+            weights are rounded here, it has to be pruned.
         out: the folder to write; plain transformers refuses it, :func:`secateur.load` runs it.
-        int8: round the kept values to int8, with a scale for each row and 128 columns.
+        int8: round the weights to int8, with a scale for each row and 128 columns. What has too few zeros for a mask to
+            pay goes without one.
+        int4: round them to 4 bits, likewise.
         force: replace a model folder that Secateur wrote.
         progress: is told how far it is.
 
     Raises:
         InputError: when something given cannot be used, or nothing would get smaller; nothing is written then.
     """
+    bits = bits_of(int8, int4)
     progress = progress or Progress()
     with progress, Workspace(out, model, force=force) as work, local_folder(str(model), work.folder) as folder:
         check_apart(work.out, folder)
@@ -77,6 +89,8 @@ def pack(
         source = Source(folder)
         if source.packed:
             raise InputError(f"{model} is packed already")
+        if bits and source.quantized:
+            raise InputError(f"{model} is quantized: pack takes its weights as they are, without --int{bits}")
         skeleton = source.skeleton(torch.float32)
         blocks = blocks_of(skeleton, family_of(skeleton))
         progress.start("pack", len(blocks), "blocks")
@@ -92,7 +106,8 @@ def pack(
             total += _bytes(tensors)
             weights = {}
             for name in tensors.keys() & held:
-                if (weight := pack_if_smaller(tensors[name], int8, name)) is not None:
+                weight = pack_quantized(source.read_quantized(name)) if name in source.quantized else None
+                if (weight := weight or pack_if_smaller(tensors[name], bits, name)) is not None:
                     before += tensors.pop(name).nbytes
                     weights[name] = weight
             _add(writer, tensors, dict(sorted(weights.items())))
@@ -104,16 +119,16 @@ def pack(
                 f"no linear in the blocks of {model} would get smaller: they have too few zeros "
                 f"(a zero with a minus sign counts as a weight), or their type is none of {types}"
             )
-        config = {"model_type": PACKED_TYPE, "base": read_object(folder / "config.json")}
+        config = {"model_type": PACKED_TYPE, "base": _unquantized(read_object(folder / "config.json"))}
         writer.finish(folder, _manifest(folder), read_orders(folder), config=config)
     after = sum(packed.values())
-    return Packing(str(model), int8, len(packed), before, after, total, total - before + after)
+    return Packing(str(model), int8, int4, len(packed), before, after, total, total - before + after)
 
 
 def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress: Progress | None = None) -> None:
     """Write a packed folder as a plain Hugging Face folder again, its weights bit for bit those that were packed.
 
-    Weights whose values were rounded to int8 come back rounded, in their former type.
+    Weights whose values were rounded come back rounded, in their former type.
 
     Args:
         model: a folder that :func:`pack` wrote.
@@ -143,28 +158,37 @@ def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress:
         writer.finish(folder, _manifest(folder), read_orders(folder), config=config)
 
 
-def pack_if_smaller(weight: Tensor, int8: bool, name: str) -> SparseWeight | None:
-    """``weight`` (O, I) packed, or None where that would not make it smaller.
+def bits_of(int8: bool, int4: bool) -> int | None:
+    """The bits that values are to be rounded to, if they are; raises :class:`InputError` where both are asked for."""
+    if int8 and int4:
+        raise InputError("give --int8 or --int4, not both")
+    return 8 if int8 else 4 if int4 else None
+
+
+def pack_if_smaller(weight: Tensor, bits: int | None, name: str) -> SparseWeight | None:
+    """``weight`` (O, I) packed, rounded to ``bits`` if these are given, or None where that would not make it smaller.
 
     Raises:
-        InputError: about ``name``, when a weight that is not finite is to be rounded to int8.
+        InputError: about ``name``, when a weight that is not finite is to be rounded.
     """
     if weight.dtype not in BITS:
         return None
-    packed = pack_bits(weight)
-    if packed.nbytes >= weight.nbytes:
-        return None
-    if not int8:
-        return packed
     try:
-        return pack_int8(weight)
+        packed = (pack_int4 if bits == 4 else pack_int8 if bits else pack_bits)(weight)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+    return packed if packed.nbytes < weight.nbytes else None
 
 
 def _add(writer: Writer, tensors: dict[str, Tensor], weights: dict[str, SparseWeight]) -> None:
     parts, metadata = as_tensors(weights)
     writer.add(tensors | parts, metadata)
+
+
+def _unquantized(config: dict[str, Any]) -> dict[str, Any]:
+    """A config, and those that it wraps, without what they say of quantized weights."""
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    return kept | ({"base": _unquantized(kept["base"])} if isinstance(kept.get("base"), dict) else {})
 
 
 def _bytes(tensors: dict[str, Tensor]) -> int:

@@ -41,10 +41,10 @@ def save_sparse(name, folder, dtype=torch.bfloat16):
     return folder
 
 
-def pairs(folder, int8=False):
+def pairs(folder, bits=None):
     """The model, its pairs, and the number of linears that cannot run packed."""
     model, skeleton = secateur.load(folder, torch.bfloat16), Source(folder).skeleton(torch.bfloat16)
-    return model, *pairs_of(model, blocks_of(skeleton, family_of(skeleton)), CPU, int8)
+    return model, *pairs_of(model, blocks_of(skeleton, family_of(skeleton)), CPU, bits)
 
 
 # ---------------------------------------------------------------- roles
@@ -89,11 +89,11 @@ def test_plain_and_packed_folders_give_the_same_pairs(name, tmp_path):
 
 
 @needs_kernels
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("name", ["llama-biased", "falcon-40b", "lfm2", "mixtral"])
-def test_both_variants_compute_the_same(name, int8, tmp_path):
-    model, found, _ = pairs(save_sparse(name, tmp_path / "plain"), int8)
-    assert all(bool(pair.sparse.group) == int8 for pair in found)
+def test_both_variants_compute_the_same(name, bits, tmp_path):
+    model, found, _ = pairs(save_sparse(name, tmp_path / "plain"), bits)
+    assert all(pair.sparse.bits == (bits or 16) for pair in found)
     logits = {}
     with torch.inference_mode():
         for pair in found:
@@ -124,11 +124,11 @@ def test_an_expert_among_dense_ones_leaves_all_of_them_dense(tmp_path):
 @needs_kernels
 def test_int8_rounds_what_was_packed_in_bfloat16(tmp_path):
     secateur.pack(save_sparse("llama-mha", tmp_path / "plain"), tmp_path / "packed")
-    _, rounded, _ = pairs(tmp_path / "packed", int8=True)
-    _, expected, _ = pairs(tmp_path / "plain", int8=True)
+    _, rounded, _ = pairs(tmp_path / "packed", bits=8)
+    _, expected, _ = pairs(tmp_path / "plain", bits=8)
     assert all(torch.equal(a.dense.weight, b.dense.weight) for a, b in zip(rounded, expected, strict=True))
     secateur.pack(tmp_path / "plain", tmp_path / "int8", int8=True)
-    _, stays, _ = pairs(tmp_path / "int8", int8=False)
+    _, stays, _ = pairs(tmp_path / "int8")
     assert all(pair.sparse.group for pair in stays)
 
 

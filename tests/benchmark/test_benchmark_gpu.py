@@ -64,7 +64,7 @@ def waits(monkeypatch):
 
 def pairs(folder, device=GPU):
     model, skeleton = secateur.load(folder, torch.bfloat16, device), Source(folder).skeleton(torch.bfloat16)
-    return model, *pairs_of(model, blocks_of(skeleton, family_of(skeleton)), device, int8=False)
+    return model, *pairs_of(model, blocks_of(skeleton, family_of(skeleton)), device, None)
 
 
 def half_pruned(folder):

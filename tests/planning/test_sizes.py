@@ -8,7 +8,7 @@ import torch
 
 import secateur
 from secateur.checkpoint import outline
-from secateur.checkpoint.sparse import pack, pack_int8, packed_bytes
+from secateur.checkpoint.sparse import pack, pack_int4, pack_int8, packed_bytes
 from secateur.errors import InputError
 from secateur.masks import select
 from secateur.models.blocks import blocks_of, family_of
@@ -58,8 +58,9 @@ def test_bytes_and_counts_are_those_of_the_format(columns, pattern):
     kept = count_kept(7, columns, pattern)
     assert kept == mask.sum()
     for dtype in (torch.float32, torch.bfloat16):
-        assert packed_bytes(7, columns, kept, dtype) == pack(weight.to(dtype)).nbytes
-    assert packed_bytes(7, columns, kept, torch.int8) == pack_int8(weight).nbytes
+        assert packed_bytes(7, columns, kept, 8 * dtype.itemsize) == pack(weight.to(dtype)).nbytes
+    assert packed_bytes(7, columns, kept, 8) == pack_int8(weight).nbytes
+    assert packed_bytes(7, columns, kept, 4) == pack_int4(weight).nbytes
 
 
 @pytest.mark.parametrize("options", [{"pattern": "2:4"}, {"sparsity": 0.3}], ids=str)
@@ -68,9 +69,9 @@ def test_the_plan_is_what_pack_writes(name, options, tmp_path):
     save_pruned(name, tmp_path / "pruned", Recipe(**options).target)
     planned = plan(tmp_path / "pruned", **options)
     totals = {bound.weights: bound.model_bytes for bound in planned.bounds}
-    for int8 in (False, True):
-        values = "int8" if int8 else "bfloat16"
-        packing = secateur.pack(tmp_path / "pruned", tmp_path / values, int8=int8)
+    for values in ("bfloat16", "int8", "int4"):
+        rounded = {"int8": values == "int8", "int4": values == "int4"}
+        packing = secateur.pack(tmp_path / "pruned", tmp_path / values, **rounded)  # type: ignore[arg-type]
         assert sum(row.size.dense for row in planned.roles) == packing.dense_bytes
         assert sum(getattr(row.size, values) for row in planned.roles) == packing.packed_bytes
         assert (totals["dense"], totals[values]) == (packing.total_dense_bytes, packing.total_packed_bytes)
@@ -94,7 +95,8 @@ def test_only_the_share_that_is_kept_counts(tmp_path):
 
 def test_what_packing_would_enlarge_stays_dense(tmp_path):
     dense = pico.save("llama-mha", tmp_path / "dense")
-    assert all(row.size.dense == row.size.bfloat16 == row.size.int8 for row in plan(dense, sparsity=0.05).roles)
+    for row in plan(dense, sparsity=0.05).roles:
+        assert row.size.dense == row.size.bfloat16 > row.size.int8 > row.size.int4
     assert all(row.size.dense > row.size.bfloat16 for row in plan(dense, sparsity=0.07).roles)
 
 
@@ -126,12 +128,12 @@ def test_of_experts_a_token_reads_those_it_is_routed_to(tmp_path):
 def test_bounds_follow_from_bytes_and_rate(tmp_path):
     dense = pico.save("llama-mha", tmp_path / "dense")
     found = bounds(dense)
-    assert found["dense"].by_bytes == 1 < found["bfloat16"].by_bytes < found["int8"].by_bytes
+    assert found["dense"].by_bytes == 1 < found["bfloat16"].by_bytes < found["int8"].by_bytes < found["int4"].by_bytes
     for bound in found.values():
         assert bound.tokens_per_second == pytest.approx(1e9 / bound.token_bytes, abs=0.01)
     transposed = plan(pico.save("gpt2", tmp_path / "gpt2"))
     assert transposed.dense_linears == 12
-    assert [bound.by_bytes for bound in transposed.bounds] == [1, 1, 1]
+    assert [bound.by_bytes for bound in transposed.bounds] == [1, 1, 1, 1]
     assert transposed.bounds[1].model_bytes < transposed.bounds[0].model_bytes
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.checkpoint.sparse import pack, pack_int8
+from secateur.checkpoint.sparse import pack, pack_int4, pack_int8
 from secateur.masks import select
 from secateur.patterns import NM, Unstructured
 from secateur.recipe import Recipe
@@ -18,14 +18,23 @@ from tests import pico
 
 SETS = [*KERNELS, None]  # without any, torch does it all
 NAMES = [kernels.name if kernels else "torch" for kernels in SETS]
+# What is kept, and how: dense weights have no mask, where their format allows that.
+KINDS = ["bfloat16", "int8", "int4", "dense int8", "dense int4"]
 
 
-def sparse_linear(rows, columns, int8, pattern=None, bias=False, kernels=SETS[0]):
+def packed_weight(rows, columns, kind, pattern=None, group=64):
     torch.manual_seed(rows * columns)
     weight = torch.randn(rows, columns)
-    pattern = pattern or Unstructured(0.5)
-    weight = weight.where(select(weight.abs(), pattern), 0).bfloat16()
-    packed = pack_int8(weight, 64) if int8 else pack(weight)
+    if not kind.startswith("dense"):
+        weight = weight.where(select(weight.abs(), pattern or Unstructured(0.5)), 0)
+    weight = weight.bfloat16()
+    if kind == "bfloat16":
+        return pack(weight)
+    return pack_int8(weight, group) if kind.endswith("int8") else pack_int4(weight, group)
+
+
+def sparse_linear(rows, columns, kind, pattern=None, bias=False, kernels=SETS[0]):
+    packed = packed_weight(rows, columns, kind, pattern)
     linear = SparseLinear(packed, nn.Parameter(torch.randn(rows)) if bias else None)
     if kernels is not linear.kernels:
         linear.kernels = kernels
@@ -37,14 +46,14 @@ def exact(packed):
     return packed.to(torch.float32).dense().double()
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernels", SETS, ids=NAMES)
 @pytest.mark.parametrize("columns", [8, 32, 72, 160, 576])
 @pytest.mark.parametrize("tokens", [0, 1, 3, 8, 9, MOST_TOKENS, MOST_TOKENS + 1])
-def test_it_is_the_dense_product(columns, tokens, kernels, int8):
-    linear, packed = sparse_linear(37, columns, int8, kernels=kernels)
+def test_it_is_the_dense_product(columns, tokens, kernels, kind):
+    linear, packed = sparse_linear(37, columns, kind, kernels=kernels)
     inputs = torch.randn(tokens, columns)
-    for dtype, tolerance in ((torch.float32, 1e-4 if int8 else 2e-6), (torch.bfloat16, 5e-3)):
+    for dtype, tolerance in ((torch.float32, 2e-6 if kind == "bfloat16" else 1e-4), (torch.bfloat16, 5e-3)):
         given = inputs.to(dtype)
         weight = exact(packed)
         if kernels is None or tokens > MOST_TOKENS:
@@ -59,16 +68,16 @@ def test_it_is_the_dense_product(columns, tokens, kernels, int8):
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(16, 32), NM(1, 8), NM(1, 1), Unstructured(0.97)], ids=str)
 @pytest.mark.parametrize("kernels", KERNELS, ids=NAMES[:-1])
 def test_any_pattern_is_multiplied(pattern, kernels):
-    for int8 in (False, True):
-        linear, packed = sparse_linear(50, 96, int8, pattern, kernels=kernels)
+    for kind in KINDS[:3]:
+        linear, packed = sparse_linear(50, 96, kind, pattern, kernels=kernels)
         inputs = torch.randn(1, 96)
         torch.testing.assert_close(linear(inputs).double(), inputs.double() @ exact(packed).T, atol=5e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_stays_so(value, int8):
-    linear, _ = sparse_linear(3, 64, int8, NM(1, 1))
+def test_what_is_not_finite_stays_so(value, kind):
+    linear, _ = sparse_linear(3, 64, kind, NM(1, 1))
     inputs = torch.randn(2, 64)
     inputs[1, 5] = value
     assert linear(inputs).isfinite().all(1).tolist() == [True, False]
@@ -76,16 +85,17 @@ def test_what_is_not_finite_stays_so(value, int8):
 
 @pytest.mark.parametrize("kernels", KERNELS, ids=NAMES[:-1])
 def test_the_largest_group_does_not_overflow(kernels):
-    linear = SparseLinear(pack_int8(torch.ones(2, 1024), 512))
-    linear.kernels = kernels
-    assert linear(torch.ones(1, 1024)).tolist() == [[pytest.approx(1024, rel=1e-2)] * 2]
+    for pack_integers in (pack_int8, pack_int4):
+        linear = SparseLinear(pack_integers(torch.ones(2, 1024), 512))
+        linear.kernels = kernels
+        assert linear(torch.ones(1, 1024)).tolist() == [[pytest.approx(1024, rel=1e-2)] * 2]
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernels", KERNELS, ids=NAMES[:-1])
-def test_every_set_expands_to_the_very_same_weight(kernels, int8):
-    for columns in (8, 45, 160):
-        linear, packed = sparse_linear(37, columns, int8, kernels=kernels)
+def test_every_set_expands_to_the_very_same_weight(kernels, kind):
+    for columns in (8, 45, 160, 224):
+        linear, packed = sparse_linear(37, columns, kind, kernels=kernels)
         for dtype in (torch.bfloat16, torch.float32):
             out = torch.full((20, columns), torch.nan, dtype=dtype)
             kernels.expand(out.data_ptr(), dtype == torch.bfloat16, 7, 27, *linear._matrix())
@@ -96,8 +106,8 @@ def test_every_set_expands_to_the_very_same_weight(kernels, int8):
 def test_rows_are_the_same_on_any_number_of_threads(kernels):
     threads = torch.get_num_threads()
     try:
-        for int8 in (False, True):
-            linear, _ = sparse_linear(TILE_ROWS + 37, 512, int8, kernels=kernels)
+        for kind in KINDS:
+            linear, _ = sparse_linear(TILE_ROWS + 37, 512, kind, kernels=kernels)
             for inputs in (torch.randn(2, 512), torch.randn(2, 512).bfloat16()):
                 products = []
                 for number in (1, 2, 3):
@@ -110,7 +120,7 @@ def test_rows_are_the_same_on_any_number_of_threads(kernels):
 
 @pytest.mark.parametrize("kernels", SETS, ids=NAMES)
 def test_many_tokens_bias_and_shape(kernels):
-    linear, packed = sparse_linear(TILE_ROWS + 5, 64, int8=False, bias=True, kernels=kernels)
+    linear, packed = sparse_linear(TILE_ROWS + 5, 64, kind="bfloat16", bias=True, kernels=kernels)
     inputs = torch.randn(2, 3, MOST_TOKENS, 64)
     expected = nn.functional.linear(inputs, packed.to(torch.float32).dense(), linear.bias)
     torch.testing.assert_close(linear(inputs), expected)
@@ -118,15 +128,15 @@ def test_many_tokens_bias_and_shape(kernels):
 
 
 def test_gradients_reach_the_inputs():
-    linear, packed = sparse_linear(8, 32, int8=False)
+    linear, packed = sparse_linear(8, 32, kind="bfloat16")
     inputs = torch.randn(1, 32, requires_grad=True)
     linear(inputs).sum().backward()
     torch.testing.assert_close(inputs.grad, packed.to(torch.float32).dense().sum(0, keepdim=True))
 
 
-@pytest.mark.parametrize("int8", [False, True])
-def test_it_moves_and_saves_as_the_linear_it_stands_for(int8):
-    linear, packed = sparse_linear(12, 40, int8, bias=True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_moves_and_saves_as_the_linear_it_stands_for(kind):
+    linear, packed = sparse_linear(12, 40, kind, bias=True)
     inputs = torch.randn(1, 40)
     cast = copy.deepcopy(linear).to(torch.float16).to(torch.float32)
     torch.testing.assert_close(cast(inputs) - cast.bias, linear(inputs) - linear.bias)
@@ -135,9 +145,9 @@ def test_it_moves_and_saves_as_the_linear_it_stands_for(int8):
     assert torch.equal(plain.weight, packed.dense())
 
 
-@pytest.mark.parametrize("int8", [False, True])
-def test_kernels_never_get_addresses_of_another_device(int8):
-    linear, packed = sparse_linear(12, 40, int8, bias=True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_never_get_addresses_of_another_device(kind):
+    linear, packed = sparse_linear(12, 40, kind, bias=True)
     inputs = torch.randn(3, 40)
     moved = copy.deepcopy(linear).to("meta")
     assert moved(inputs.to("meta")).shape == (3, 12)
@@ -195,7 +205,7 @@ def test_packed_experts_run(name, tmp_path):
 
 
 def test_a_layer_of_experts_answers_linear_alone():
-    _, packed = sparse_linear(8, 32, int8=False)
+    _, packed = sparse_linear(8, 32, kind="bfloat16")
     experts: Any = SparseExperts([packed, packed])
     inputs = torch.randn(3, 32)
     for expert in (1, torch.tensor(1)):

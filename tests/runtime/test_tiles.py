@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.checkpoint.sparse import pack, pack_int8
+from secateur.checkpoint.sparse import pack, pack_int4, pack_int8
 from secateur.masks import select
 from secateur.patterns import NM, Unstructured
 from secateur.runtime import sparse_linear
@@ -45,6 +45,19 @@ def test_tiles_hold_the_weight(rows, columns, pattern, int8):
     again.check("it")
     assert torch.equal(again.bits(), weight.bits())
     assert torch.equal(again.dense(), weight.dense())
+
+
+@pytest.mark.parametrize("columns", [64, 45])
+def test_codes_and_weights_without_a_mask_are_laid_out_as_int8(columns):
+    torch.manual_seed(0)
+    dense = torch.randn(37, columns).bfloat16()
+    for weight in (dense, dense.where(torch.rand(dense.shape) < 0.5, 0)):
+        for pack_integers in (pack_int4, pack_int8):
+            packed = pack_integers(weight, 64)
+            again = untile(tile(packed))
+            again.check("it")
+            assert torch.equal(again.dense(), packed.dense())
+            check_product(packed.on(torch.device(DEVICE)), 2, torch.bfloat16)
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -182,7 +195,7 @@ def test_a_linear_moves_to_tiles_and_back(int8, monkeypatch):
         monkeypatch.setattr(sparse_linear, "_in_tiles", lambda device: True)
         linear.float()  # any move looks at the device
     layouts.append(linear.tiled)
-    assert linear.mask.dim() == 3
+    assert linear.mask is not None and linear.mask.dim() == 3
     if DEVICE == "cuda":
         assert torch.equal(linear.state_dict()["weight"].cpu(), state["weight"])
         linear.cpu()
@@ -190,7 +203,8 @@ def test_a_linear_moves_to_tiles_and_back(int8, monkeypatch):
         monkeypatch.setattr(sparse_linear, "_in_tiles", lambda device: False)
         linear.float()
     assert [*layouts, linear.tiled] == [False, True, False]
-    assert torch.equal(linear.mask, weight.mask) and torch.equal(linear.weight, weight.dense())
+    assert linear.mask is not None and weight.mask is not None and torch.equal(linear.mask, weight.mask)
+    assert torch.equal(linear.weight, weight.dense())
     inputs = torch.randn(1, 96).bfloat16()
     assert torch.equal(linear(inputs), SparseLinear(weight)(inputs))
 

@@ -15,6 +15,7 @@ from secateur.checkpoint import Source, context_of, local_folder
 from secateur.devices import choose_device
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
+from secateur.packing import bits_of
 from secateur.progress import Progress
 from secateur.runtime.choosing import DENSE, Choice
 from secateur.runtime.kernels import KERNELS
@@ -30,7 +31,7 @@ class Benchmark:
 
     Attributes:
         model: the model, as it was named.
-        values: the type of the kept values, ``bfloat16`` or ``int8``, or both.
+        values: the types of the kept values: ``bfloat16``, ``int8`` or ``int4``.
         linears: how many linears were run both ways.
         left_dense: pruned linears that Secateur cannot run sparse there, and that were dense in both variants.
         dense_bytes: what the linears take in memory, dense.
@@ -85,6 +86,7 @@ def bench(
     tokens: int = 32,
     rounds: int = 7,
     int8: bool = False,
+    int4: bool = False,
     structured: bool = False,
     device: str = "auto",
     form: str = "auto",
@@ -98,12 +100,13 @@ def bench(
     prefill and decoding run in CUDA graphs, dense and sparse alike, so that weights are compared and not Python.
 
     Args:
-        model: a pruned model, packed or not: a folder, a hub name, or a ``.gguf`` file.
+        model: a pruned model, packed or not: a folder, a hub name, or a ``.gguf`` file; with ``int8`` or ``int4`` any.
         batch: numbers of sequences at a time.
         length: tokens of a sequence before the first that is generated.
         tokens: decode so many in each round, end to end.
         rounds: take every time so often, after one round that does not count.
-        int8: round the kept values to int8, on a CPU.
+        int8: round the weights to int8, on a CPU.
+        int4: round them to 4 bits, on a CPU.
         structured: time a dense model of half the width as well, end to end.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
         form: on a GPU, the form of pruned linears: ``auto`` (the fastest), ``dense``, ``2:4`` or ``packed``.
@@ -117,7 +120,8 @@ def bench(
     if rounds < 2:
         raise InputError(f"{rounds} rounds show no spread: take at least 2")
     chosen = choose_device(device)
-    check_device(chosen, int8)
+    bits = bits_of(int8, int4)
+    check_device(chosen, bits)
     progress = progress or Progress()
     with progress, local_folder(str(model)) as folder:
         source = Source(folder)
@@ -126,7 +130,7 @@ def bench(
             raise InputError(f"{model} takes {limit} tokens, and {max(length)} + {tokens} are more")
         loaded = load(folder, torch.bfloat16, chosen, form)
         skeleton = source.skeleton(torch.bfloat16)
-        pairs, left = pairs_of(loaded, blocks_of(skeleton, family_of(skeleton)), chosen, int8)
+        pairs, left = pairs_of(loaded, blocks_of(skeleton, family_of(skeleton)), chosen, bits)
         check_sparse(pairs, left, loaded.choices, chosen, str(model))
         narrow = half_width_model(source.config, torch.bfloat16, chosen) if structured else None
         sequences = [(b, n) for b in batch for n in length]

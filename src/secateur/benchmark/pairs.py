@@ -22,7 +22,7 @@ from secateur.runtime.choosing import Choice
 from secateur.runtime.dispatch import DispatchedLinear, dense_linear, form_bytes
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.sparse_experts import keep_experts
-from secateur.runtime.sparse_linear import SparseLinear
+from secateur.runtime.sparse_linear import VALUES, SparseLinear
 
 Variant = Literal["dense", "sparse"]
 VARIANTS: tuple[Variant, ...] = ("dense", "sparse")
@@ -48,9 +48,9 @@ class Pair:
 
     @property
     def values(self) -> str:
-        """The type of the values that the sparse variant keeps: ``bfloat16`` or ``int8``."""
+        """The type of the values that the sparse variant keeps: ``bfloat16``, ``int8`` or ``int4``."""
         forms = self.sparse.forms.values() if isinstance(self.sparse, DispatchedLinear) else [self.sparse]
-        return "int8" if any(isinstance(form, SparseLinear) and form.group for form in forms) else "bfloat16"
+        return VALUES[min(form.bits if isinstance(form, SparseLinear) else 16 for form in forms)]
 
     @property
     def sparse_bytes(self) -> int:
@@ -59,7 +59,7 @@ class Pair:
 
 
 def pairs_of(
-    model: PreTrainedModel, blocks: Sequence[Block], device: torch.device, int8: bool
+    model: PreTrainedModel, blocks: Sequence[Block], device: torch.device, bits: int | None
 ) -> tuple[list[Pair], int]:
     """Every pruned linear of ``model`` that runs sparse, in the order in which they are listed in its blocks.
 
@@ -67,30 +67,30 @@ def pairs_of(
         model: as :func:`secateur.load` gives it on ``device`` in bfloat16. It is left with its sparse linears in place.
         blocks: those of the model's skeleton, which say what its linears are.
         device: where the model is: on a CPU every pruned linear is packed, on a GPU those count that are modules.
-        int8: on a CPU, round the kept values to int8, in both variants.
+        bits: on a CPU, round the weights to so many, 8 or 4, in both variants.
 
     Returns:
         The pairs, and the number of other linears that are pruned. On a CPU those are transposed weights, and experts
         some of whose fellows are not sparse; on a GPU these and all other experts.
 
     Raises:
-        InputError: when a weight that is not finite is to be rounded to int8.
+        InputError: when a weight that is not finite is to be rounded.
     """
     pairs, left = [], 0
     on_gpu = device.type == "cuda"
     for block in blocks:
         for stack in dict.fromkeys(linear.stack for linear in block.linears if linear.stack and not on_gpu):
-            _pack_experts(model, block.prefix + stack, int8)
+            _pack_experts(model, block.prefix + stack, bits)
         modules = dict(model.get_submodule(block.prefix[:-1]).named_modules())
         for linear in block.linears:
             place = f"{linear.stack}.linears.{linear.expert}" if linear.stack else linear.name
             module, name = modules.get(place), block.prefix + place
-            if (sparse := _as_loaded(module) if on_gpu else _packed(module, int8, name)) is not None:
+            if (sparse := _as_loaded(module) if on_gpu else _packed(module, bits, name)) is not None:
                 # Forms may give the transpose of what lies in memory, which torch would multiply by another kernel.
                 dense = dense_linear(sparse.weight.detach().contiguous(), sparse.bias)
                 pairs.append(Pair(name, role_of(linear), dense, sparse))
                 model.set_submodule(name, sparse)
-            elif not isinstance(module, SparseLinear):  # of which int8 would make no smaller one
+            elif not isinstance(module, SparseLinear):  # of which rounding would make no smaller one
                 weight = linear.view(model.get_parameter(block.prefix + linear.tensor))
                 left += sparsity_of(weight) > LEAST_SPARSITY
     return pairs, left
@@ -102,25 +102,25 @@ def install(model: PreTrainedModel, pairs: Sequence[Pair], variant: str) -> None
         model.set_submodule(pair.name, pair.dense if variant == "dense" else pair.sparse)
 
 
-def _pack_experts(model: PreTrainedModel, name: str, int8: bool) -> None:
+def _pack_experts(model: PreTrainedModel, name: str, bits: int | None) -> None:
     """Let packed weights stand for the stack ``name``, if there is one and each of its experts gets smaller."""
     path, _, attribute = name.rpartition(".")
     owner = model.get_submodule(path)
     stack = getattr(owner, attribute)
     if isinstance(stack, nn.Parameter):
-        weights = [pack_if_smaller(weight.data, int8, f"{name}[{expert}]") for expert, weight in enumerate(stack)]
+        weights = [pack_if_smaller(weight.data, bits, f"{name}[{expert}]") for expert, weight in enumerate(stack)]
         if None not in weights:
             keep_experts(owner, attribute, [weight for weight in weights if weight is not None])
             model.set_experts_implementation("eager")  # which multiplies with each expert's weight by itself
 
 
-def _packed(module: nn.Module | None, int8: bool, name: str) -> SparseLinear | None:
+def _packed(module: nn.Module | None, bits: int | None, name: str) -> SparseLinear | None:
     """``module`` as it runs on a CPU, if it is a linear that gets smaller."""
     if not isinstance(module, nn.Linear | SparseLinear):
         return None
-    if isinstance(module, SparseLinear) and (module.group or not int8):
+    if isinstance(module, SparseLinear) and (module.group or not bits):
         return module
-    weight = pack_if_smaller(module.weight.data, int8, name)
+    weight = pack_if_smaller(module.weight.data, bits, name)
     return None if weight is None else SparseLinear(weight, module.bias)
 
 
@@ -131,12 +131,12 @@ def _as_loaded(module: nn.Module | None) -> Runnable | None:
     return module if type(module) is nn.Linear and pattern_of(module) else None
 
 
-def check_device(device: torch.device, int8: bool) -> None:
+def check_device(device: torch.device, bits: int | None) -> None:
     """Raise :class:`InputError` when nothing that is asked for runs sparse on ``device``, whatever the model."""
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"nothing runs sparse on {device}: give --device cpu or cuda")
-    if device.type == "cuda" and int8:
-        raise InputError("--int8 is for CPUs: on a GPU measure a model that was packed with --int8")
+    if device.type == "cuda" and bits:
+        raise InputError(f"--int{bits} is for CPUs: on a GPU measure a model that was packed with --int{bits}")
     if device.type == "cpu" and not KERNELS:
         raise InputError("Secateur was installed without a C++ compiler: it has no kernels to measure")
 

@@ -1,4 +1,4 @@
-"""Sparse weights in safetensors files (``docs/format.md``): what a file declares, and its parts."""
+"""Packed weights in safetensors files (``docs/format.md``): what a file declares, and its parts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,20 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in BITS}
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a file says of one sparse weight; see :class:`~secateur.checkpoint.sparse.SparseWeight`."""
+    """What a file says of one packed weight; see :class:`~secateur.checkpoint.sparse.SparseWeight`.
+
+    Attributes:
+        bits: of a value where ``group`` says that they are integers: 8 or 4.
+        zeros: whether codes of 4 bits have codes of zero of their own.
+        masked: whether there is a mask.
+    """
 
     shape: tuple[int, int]
     dtype: str
     group: int = 0
+    bits: int = 8
+    zeros: bool = False
+    masked: bool = True
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -59,12 +68,13 @@ def declared(shard: Path) -> dict[str, Entry]:
 
 
 def parts_of(name: str, entry: Entry) -> list[str]:
-    """The tensors that hold the sparse weight ``name``."""
-    return [f"{name}.{part}" for part in ("mask", "values", *(("scales",) if entry.group else ()))]
+    """The tensors that hold the packed weight ``name``."""
+    there = {"mask": entry.masked, "values": True, "scales": entry.group != 0, "zeros": entry.zeros}
+    return [f"{name}.{part}" for part, is_there in there.items() if is_there]
 
 
 def check_parts(shard: Path, name: str, entry: Entry, parts: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-    """Compare what is declared of a sparse weight with types and shapes of its parts, as the header has them.
+    """Compare what is declared of a packed weight with types and shapes of its parts, as the header has them.
 
     What only the mask can tell, the number of values, is checked when it is read.
 
@@ -74,14 +84,28 @@ def check_parts(shard: Path, name: str, entry: Entry, parts: Sequence[tuple[str,
     (rows, columns), group = entry.shape, entry.group
     if rows < 1 or columns < 1 or group < 0 or group % WORD:
         raise InputError(f"{shard}: {name} cannot have the shape {rows} × {columns} and groups of {group}")
-    number = parts[1][1][0] if len(parts[1][1]) == 1 else 0
-    expected = [("U8", (rows, WORD // 8 * -(-columns // WORD))), ("I8" if group else FLOATS[entry.dtype], (number,))]
-    expected += [("BF16", (rows, -(-columns // group)))] if group else []
-    for part, found, wanted in zip(parts_of(name, entry), parts, expected, strict=True):
-        if found != wanted:
-            raise InputError(f"{shard}: {part} is {_words(*found)}, and its entry needs {_words(*wanted)}")
-    if number > rows * columns:
-        raise InputError(f"{shard}: {name} has {number} values, more than {rows} × {columns}")
+    plain = (entry.bits, entry.zeros, entry.masked) == (8, False, True)
+    if not plain and (not group or entry.bits not in (4, 8) or (entry.zeros and entry.bits != 4)):
+        raise InputError(
+            f"{shard}: {name} cannot have values of {entry.bits} bits, groups of {group}, "
+            f"{'codes' if entry.zeros else 'no codes'} of zero and {'a' if entry.masked else 'no'} mask"
+        )
+    found = dict(zip(parts_of(name, entry), parts, strict=True))
+    length = found[f"{name}.values"][1]
+    stored, number = length[0] if len(length) == 1 else 0, rows * columns
+    most = -(-number // 2) if entry.bits == 4 else number
+    integers, grouped = "U8" if entry.bits == 4 else "I8", (rows, -(-columns // (group or 1)))
+    expected = {
+        "mask": ("U8", (rows, WORD // 8 * -(-columns // WORD))),
+        "values": (integers if group else FLOATS[entry.dtype], (stored if entry.masked else most,)),
+        "scales": ("BF16", grouped),
+        "zeros": ("U8", grouped),
+    }
+    for part, held in found.items():
+        if held != (wanted := expected[part.removeprefix(f"{name}.")]):
+            raise InputError(f"{shard}: {part} is {_words(*held)}, and its entry needs {_words(*wanted)}")
+    if stored > most:
+        raise InputError(f"{shard}: {name} has {stored} values, more than {rows} × {columns}")
 
 
 def _words(dtype: str, shape: tuple[int, ...]) -> str:
@@ -89,28 +113,31 @@ def _words(dtype: str, shape: tuple[int, ...]) -> str:
 
 
 def read_sparse(shard: Path, name: str, entry: Entry) -> SparseWeight:
-    """One sparse weight of ``shard``.
+    """One packed weight of ``shard``.
 
     Raises:
         InputError: when the file is damaged, or the parts do not agree.
     """
     with reading(shard) as file:
-        mask, values, *scales = (file.get_tensor(part) for part in parts_of(name, entry))
-    dtype = _DTYPES[entry.dtype]
-    weight = SparseWeight(entry.shape, dtype, mask, values, scales[0] if scales else None, entry.group)
+        parts = {part.removeprefix(f"{name}."): file.get_tensor(part) for part in parts_of(name, entry)}
+    weight = SparseWeight(entry.shape, _DTYPES[entry.dtype], **{"mask": None} | parts, group=entry.group)
     weight.check(f"{name} in {shard}")
     return weight
 
 
 def as_tensors(weights: dict[str, SparseWeight]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Sparse weights as the tensors and the metadata of a file."""
+    """Packed weights as the tensors and the metadata of a file."""
     tensors: dict[str, Tensor] = {}
     entries: dict[str, Entry] = {}
     for name, weight in weights.items():
-        entries[name] = Entry(weight.shape, str(weight.dtype).removeprefix("torch."), weight.group)
-        parts = (weight.mask, weight.values, weight.scales)
-        tensors |= {
-            key: part for key, part in zip(parts_of(name, entries[name]), parts, strict=False) if part is not None
-        }
+        tensors |= {f"{name}.{part}": tensor for part, tensor in weight.parts().items()}
+        entries[name] = Entry(
+            shape=weight.shape,
+            dtype=str(weight.dtype).removeprefix("torch."),
+            group=weight.group,
+            bits=4 if weight.width == 4 else 8,
+            zeros=weight.zeros is not None,
+            masked=weight.mask is not None,
+        )
     header = msgspec.json.encode(_Header(VERSION, entries)).decode()
     return tensors, {KEY: header}

@@ -89,23 +89,33 @@ def quantize(
 
 @app.command
 def pack(
-    model: str, /, *, out: Path, int8: bool = False, force: Force = False, json: Json = False, quiet: Quiet = False
+    model: str,
+    /,
+    *,
+    out: Path,
+    int8: bool = False,
+    int4: bool = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Write pruned MODEL with its pruned linears packed: smaller, and faster to generate with on a CPU.
+    """Write pruned or quantized MODEL with its linears packed: smaller, and faster to generate with on a CPU.
 
     Parameters
     ----------
     model
-        A pruned model: a folder, a hub name, or a .gguf file.
+        A model: a folder, a hub name, or a .gguf file. It has to be pruned, unless it is quantized or rounded here.
     out
         The folder to write. Only Secateur loads it; unpack gives the plain one back, bit for bit.
     int8
-        Round the kept weights to int8, with a scale for each row and 128 columns.
+        Round the weights to int8, with a scale for each row and 128 columns.
+    int4
+        Round the weights to 4 bits, with a scale and a code of zero for each row and 128 columns.
     """
     from secateur.console.models import packing_text
     from secateur.console.terminal import out as terminal
 
-    packing = secateur.pack(model, out, int8=int8, force=force, progress=progress_for(quiet))
+    packing = secateur.pack(model, out, int8=int8, int4=int4, force=force, progress=progress_for(quiet))
     if json:
         print_json(dataclasses.asdict(packing))
     else:

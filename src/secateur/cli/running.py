@@ -67,6 +67,7 @@ def bench(
     tokens: int | None = None,
     rounds: int | None = None,
     int8: bool | None = None,
+    int4: bool | None = None,
     structured: bool | None = None,
     device: str | None = None,
     form: str | None = None,
@@ -95,7 +96,9 @@ def bench(
     rounds
         Take every time so often; by default 7.
     int8
-        Round the kept weights to int8, on a CPU.
+        Round the weights to int8, on a CPU.
+    int4
+        Round the weights to 4 bits, on a CPU.
     structured
         Time a dense model of half the width as well, end to end.
     device
@@ -114,6 +117,7 @@ def bench(
         "tokens": tokens,
         "rounds": rounds,
         "int8": int8,
+        "int4": int4,
         "structured": structured,
         "device": device,
         "form": form,

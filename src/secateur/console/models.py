@@ -152,9 +152,9 @@ def layers_table(found: Inspection) -> Table:
 
 def packing_text(packing: Packing) -> Text:
     """What packing saved."""
+    rounded = " as int8" if packing.int8 else " as int4" if packing.int4 else ""
     return Text(
-        f"{packing.linears} linears{' as int8' if packing.int8 else ''}: "
-        f"{_change(packing.dense_bytes, packing.packed_bytes)}; "
+        f"{packing.linears} linears{rounded}: {_change(packing.dense_bytes, packing.packed_bytes)}; "
         f"all tensors: {_change(packing.total_dense_bytes, packing.total_packed_bytes)}"
     )
 

@@ -52,11 +52,11 @@ def _memory(result: Plan) -> Table:
 
 def _sizes(result: Plan) -> Table:
     sizes = _table(f"the model at {escape(result.pattern)}, in MB", "linears")
-    for column in ("number", "shapes", "bfloat16", "packed", "packed int8"):
+    for column in ("number", "shapes", "bfloat16", "packed", "packed int8", "packed int4"):
         sizes.add_column(column, justify="left" if column == "shapes" else "right")
     for row in result.roles:
         shapes = "\n".join(f"{rows}×{columns}" for rows, columns in row.shapes)
-        cells = _shrinking(row.size.dense, row.size.bfloat16, row.size.int8)
+        cells = _shrinking(row.size.dense, row.size.bfloat16, row.size.int8, row.size.int4)
         sizes.add_row(row.role, str(row.linears), shapes, *cells, end_section=row is result.roles[-1])
     sizes.add_row("whole model", "", "", *_shrinking(*(bound.model_bytes for bound in result.bounds)))
     return sizes
@@ -68,7 +68,7 @@ def _bounds(result: Plan) -> Table:
         "weights", "MB per token", "GB/s", "tokens/s at most", "times dense, by bytes",
     )  # fmt: skip
     for bound in result.bounds:
-        name = {"dense": "bfloat16", "bfloat16": "packed", "int8": "packed int8"}[bound.weights]
+        name = {"dense": "bfloat16", "bfloat16": "packed"}.get(bound.weights, f"packed {bound.weights}")
         numbers = f"{bound.token_bytes / 1e6:,.1f}", f"{bound.read_rate / 1e9:.1f}", f"{bound.tokens_per_second:,.1f}"
         bounds.add_row(name, *numbers, f"{bound.by_bytes:.2f}")
     return bounds

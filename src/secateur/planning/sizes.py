@@ -5,7 +5,7 @@ them, bound the speed from above.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +21,25 @@ from secateur.pruning.prepare import Task
 
 @dataclass(frozen=True)
 class Bytes:
-    """The same weights stored in three ways.
+    """The same weights stored in four ways.
 
     Attributes:
         dense: in bfloat16.
         bfloat16: packed, with bfloat16 values; what packing would not make smaller stays dense.
         int8: packed, with int8 values.
+        int4: packed, with values of 4 bits.
     """
 
     dense: int
     bfloat16: int
     int8: int
+    int4: int
 
     def __add__(self, other: "Bytes") -> "Bytes":
-        return Bytes(self.dense + other.dense, self.bfloat16 + other.bfloat16, self.int8 + other.int8)
+        return Bytes(*(getattr(self, way) + getattr(other, way) for way in WAYS))
+
+
+WAYS = [way.name for way in fields(Bytes)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Bound:
     """What one way to store the linears comes to when text is generated.
 
     Attributes:
-        weights: ``dense``, ``bfloat16`` or ``int8``.
+        weights: ``dense``, ``bfloat16``, ``int8`` or ``int4``.
         model_bytes: what all tensors of the model take.
         token_bytes: what is read of them to generate one token.
         read_rate: bytes per second at which this machine reads so many bytes over and over; measured.
@@ -87,7 +92,7 @@ def roles_of(task: Task) -> list[RolePlan]:
             role=role,
             linears=len(found),
             shapes=list(dict.fromkeys(_shape(*one) for one in found)),
-            size=sum((_bytes(*one, task) for one in found), Bytes(0, 0, 0)),
+            size=sum((_bytes(*one, task) for one in found), Bytes(0, 0, 0, 0)),
         )
         for role, found in roles.items()
     ]
@@ -104,26 +109,27 @@ def bounds_of(model: PreTrainedModel, task: Task, rate: Callable[[int], float]) 
     routed = {name: routed_share(model, name, parameter) for name, parameter in model.named_parameters()}
     dense = sum(2 * parameter.numel() for parameter in model.parameters())
     tokens = sum(2 * routed[name] * parameter.numel() for name, parameter in model.named_parameters())
-    stored, read = Bytes(dense, dense, dense), [tokens - _looked_up(model)] * 3
+    stored, read = dict.fromkeys(WAYS, dense), dict.fromkeys(WAYS, float(tokens - _looked_up(model)))
     for block in task.blocks:
         for linear in block.linears:
             size, share = _bytes(block, linear, task), routed[block.prefix + linear.tensor]
-            saved = Bytes(0, size.bfloat16 - size.dense, size.int8 - size.dense)
-            stored += saved
-            if not linear.transposed:  # which is expanded to run
-                read[1] += share * saved.bfloat16
-                read[2] += share * saved.int8
+            for way in WAYS:
+                saved = getattr(size, way) - size.dense
+                stored[way] += saved
+                if not linear.transposed:  # which is expanded to run
+                    read[way] += share * saved
     bounds = []
-    for weights, token_bytes in zip(("dense", "bfloat16", "int8"), map(round, read), strict=True):
+    for way in WAYS:
+        token_bytes = round(read[way])
         speed = rate(token_bytes)
         bounds.append(
             Bound(
-                weights=weights,
-                model_bytes=getattr(stored, weights),
+                weights=way,
+                model_bytes=stored[way],
                 token_bytes=token_bytes,
                 read_rate=round(speed),
                 tokens_per_second=round(speed / token_bytes, 2),
-                by_bytes=round(read[0] / token_bytes, 3),
+                by_bytes=round(read["dense"] / token_bytes, 3),
             )
         )
     return bounds
@@ -151,10 +157,7 @@ def _bytes(block: Block, linear: Linear, task: Task) -> Bytes:
     kept = count_kept(rows, columns, pattern)
     dense = rows * columns * torch.bfloat16.itemsize
     stored = (columns, rows) if linear.transposed else (rows, columns)  # masks and scales run along what is stored
-    packed = packed_bytes(*stored, kept, torch.bfloat16)
-    if packed >= dense:
-        return Bytes(dense, dense, dense)
-    return Bytes(dense, packed, packed_bytes(*stored, kept, torch.int8))
+    return Bytes(dense, *(min(dense, packed_bytes(*stored, kept, bits)) for bits in (16, 8, 4)))
 
 
 def _looked_up(model: PreTrainedModel) -> int:

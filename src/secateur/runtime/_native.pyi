@@ -1,8 +1,9 @@
 """The compiled part (native/module.cpp); it is missing where no compiler was found when Secateur was installed.
 
-Tensors are passed as addresses, contiguous, on the CPU. A sparse matrix is ``rows``, ``columns``, and its ``mask``,
-``values`` (64 bytes past their end may be read), ``starts`` (int64 ``(O + 1,)``), and for int8 its ``scales`` and
-``group``; ``group`` 0 says that its values are bfloat16.
+Tensors are passed as addresses, contiguous, on the CPU; 0 stands for what is not there. A packed matrix is ``rows``,
+``columns``, its ``mask`` (none: every weight is kept), ``values`` (64 bytes past their end may be read), ``starts``
+(int64 ``(O + 1,)``), the ``bits`` of a value (16 for bfloat16, 8 or 4), and for integers ``scales``, for 4 bits perhaps
+``zeros``, and ``group``.
 """
 
 class Kernels:
@@ -23,7 +24,9 @@ class Kernels:
         mask: int,
         values: int,
         starts: int,
+        bits: int,
         scales: int,
+        zeros: int,
         group: int,
         threads: int,
         /,
@@ -41,7 +44,9 @@ class Kernels:
         mask: int,
         values: int,
         starts: int,
+        bits: int,
         scales: int,
+        zeros: int,
         group: int,
         threads: int,
         /,

@@ -232,7 +232,7 @@ def _make(form: str, linear: nn.Linear | SparseLinear, algorithms: Mapping[int, 
     weight = linear.weight.detach()
     if form == PACKED:
         if weight.dtype != torch.bfloat16:
-            raise RuntimeError("packed values are of bfloat16 or int8")
+            raise RuntimeError("packed values are of bfloat16, int8 or int4")
         return SparseLinear(pack(weight), linear.bias)
     if not is_2of4(weight):
         raise RuntimeError("the weight is not 2:4")
@@ -268,7 +268,7 @@ def _dtype(linear: nn.Linear | SparseLinear) -> torch.dtype:
 
 
 def _device(linear: nn.Linear | SparseLinear) -> torch.device:
-    return linear.mask.device if isinstance(linear, SparseLinear) else linear.weight.device
+    return linear.values.device if isinstance(linear, SparseLinear) else linear.weight.device
 
 
 def _reason(error: RuntimeError) -> str:

@@ -146,5 +146,5 @@ def _continue(model: PreTrainedModel, words: Tensor, most: int) -> tuple[list[in
 
 def _kernels(model: PreTrainedModel) -> str | None:
     """What multiplies with packed weights on a CPU, or None."""
-    packed = any(isinstance(module, SparseLinear) and not module.mask.is_cuda for module in model.modules())
+    packed = any(isinstance(module, SparseLinear) and not module.values.is_cuda for module in model.modules())
     return KERNELS[0].name if packed and KERNELS else None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from secateur.checkpoint.sparse import WORD, SparseWeight
+from secateur.checkpoint.sparse import LARGEST_GROUP, WORD, SparseWeight
 from secateur.runtime.kernels import KERNELS
 from secateur.runtime.tiles import Tiles, tile, untile
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 MOST_TOKENS = 16
 # Rows that are expanded for it at a time: they stay in the cache, and little memory is needed.
 TILE_ROWS = 512
-# Integer sums of so many columns fit in 32 bits.
-_LARGEST_GROUP = 512
+# What values of so many bits are called.
+VALUES = {16: "bfloat16", 8: "int8", 4: "int4"}
 # Kernels load whole registers, and so look at what lies behind the last value.
 _READ_PAST = 64
 
@@ -42,7 +42,7 @@ def _in_tiles(device: torch.device) -> bool:
 
 
 class SparseLinear(nn.Module):
-    """``nn.Linear`` with a sparse weight of bfloat16 or int8 values.
+    """``nn.Linear`` with a packed weight of bfloat16, int8 or 4-bit values.
 
     Its state dict is that of the ``nn.Linear`` it stands for, so that a model that holds it saves as a plain one. Moved
     between a CPU and a GPU, its weight is laid out as the kernels there read it.
@@ -52,12 +52,14 @@ class SparseLinear(nn.Module):
         bias: ``(O,)``, or None.
 
     Attributes:
-        mask, values, scales: the weight, laid out as on a CPU (with ``starts``) or in tiles (with the ``rest``).
+        mask, values, scales: the weight, laid out as on a CPU (with ``starts`` and ``zeros``) or in tiles (with the
+            ``rest``).
     """
 
-    mask: Tensor
+    mask: Tensor | None
     values: Tensor
     scales: Tensor | None
+    zeros: Tensor | None
     starts: Tensor
     rest: Tensor
     rest_lengths: Tensor
@@ -67,8 +69,8 @@ class SparseLinear(nn.Module):
     def __init__(self, weight: SparseWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.dtype, self.group, self.bias = weight.dtype, weight.group, bias
-        if self.group > _LARGEST_GROUP:
+        self.dtype, self.group, self.bits, self.bias = weight.dtype, weight.group, weight.width, bias
+        if self.group > LARGEST_GROUP:
             self.kernels = None
         self._hold(weight)
 
@@ -76,9 +78,10 @@ class SparseLinear(nn.Module):
         """Lay ``weight`` out as the kernels of its device read it."""
         for name in list(self._buffers):
             delattr(self, name)
-        self.tiled = _in_tiles(weight.mask.device)
+        self.tiled = _in_tiles(weight.values.device)
         if self.tiled:
             tiles = tile(weight)
+            self.bits = 8 if weight.group else 16  # which is what tiles hold
             names = ("mask", "values", "scales", "rest", "rest_lengths", "rest_starts")
             buffers = {name: getattr(tiles, name) for name in names}
         else:
@@ -89,12 +92,13 @@ class SparseLinear(nn.Module):
                 "values": nn.functional.pad(bits, (0, _READ_PAST)),
                 "starts": nn.functional.pad(weight.kept().sum(1).cumsum(0), (1, 0)),
                 "scales": None if weight.scales is None else weight.scales.view(torch.int16),
+                "zeros": weight.zeros,
             }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseLinear":
-        device = fn(torch.empty(0, dtype=torch.uint8, device=self.mask.device)).device
+        device = fn(torch.empty(0, dtype=torch.uint8, device=self.values.device)).device
         if self.tiled != _in_tiles(device) and device.type != "meta":
             self._hold(self.packed().on(device))
         return super()._apply(fn, recurse)
@@ -110,7 +114,7 @@ class SparseLinear(nn.Module):
         return sum(buffer.nbytes for buffer in self.buffers()) if self.tiled else self.packed().nbytes
 
     def packed(self) -> SparseWeight:
-        """The weight that was given; from a GPU without values that are kept and zero."""
+        """The weight that was given; from a GPU without values that are kept and zero, and with int8 for codes."""
         if self.tiled:
             return untile(self._tiles())
         kept = self.values[:-_READ_PAST]
@@ -121,6 +125,7 @@ class SparseLinear(nn.Module):
             values=kept if self.group else kept.view(torch.bfloat16),
             scales=None if self.scales is None else self.scales.view(torch.bfloat16),
             group=self.group,
+            zeros=self.zeros,
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -129,8 +134,8 @@ class SparseLinear(nn.Module):
         Raises:
             RuntimeError: when the inputs are on another device than the weight.
         """
-        if inputs.device != self.mask.device:
-            raise RuntimeError(f"inputs on {inputs.device}, but the weight is on {self.mask.device}")
+        if inputs.device != self.values.device:
+            raise RuntimeError(f"inputs on {inputs.device}, but the weight is on {self.values.device}")
         rows = inputs.reshape(-1, self.in_features)
         if torch.is_grad_enabled() and inputs.requires_grad:
             return nn.functional.linear(inputs, self._expand(inputs.dtype), self.bias)
@@ -167,7 +172,7 @@ class SparseLinear(nn.Module):
         return out.view(*inputs.shape[:-1], self.out_features)
 
     def _tiles(self) -> Tiles:
-        assert self.scales is not None
+        assert self.mask is not None and self.scales is not None
         return Tiles(
             mask=self.mask,
             values=self.values,
@@ -203,19 +208,11 @@ class SparseLinear(nn.Module):
             torch.mm(rows, dense[: last - first].T, out=out[:, first:last])
         return out
 
-    def _matrix(self) -> tuple[int, int, int, int, int, int, int, int]:
+    def _matrix(self) -> tuple[int, ...]:
         """The packed weight as the native kernels take it, and the number of threads."""
-        scales = 0 if self.scales is None else self.scales.data_ptr()
-        return (
-            self.out_features,
-            self.in_features,
-            self.mask.data_ptr(),
-            self.values.data_ptr(),
-            self.starts.data_ptr(),
-            scales,
-            self.group,
-            torch.get_num_threads(),
-        )
+        mask, scales, zeros = (0 if part is None else part.data_ptr() for part in (self.mask, self.scales, self.zeros))
+        places = (mask, self.values.data_ptr(), self.starts.data_ptr(), self.bits, scales, zeros)
+        return (self.out_features, self.in_features, *places, self.group, torch.get_num_threads())
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -223,7 +220,7 @@ class SparseLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Like that of ``nn.Linear``."""
-        values = "int8" if self.group else "bfloat16"
+        values = VALUES[self.bits]
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {values}"
         )

@@ -15,6 +15,9 @@ n is whatever takes the fewest bytes. N:M whose M divides 32 keeps the same numb
 the bytes are those of the file. Unstructured weights at 50 % keep 16 ± 2.8 in a word: bfloat16 takes 0.65 of the dense
 bytes where the file takes 0.56, int8 0.40 for 0.32.
 
+Codes of 4 bits lie there as the int8 that they stand for, and a weight without a mask has a full one: the same
+products, and the bytes of int8.
+
 A lane takes the values of a word from the highest bit of the mask to the lowest, as the GPU has an instruction for, so
 they lie in that order. Two bfloat16 or four int8 values share an int32; int8 ones lie there as value + 128.
 """
@@ -60,7 +63,7 @@ class Tiles:
 
 
 def tile(weight: SparseWeight) -> Tiles:
-    """Lay out a weight of bfloat16 or int8 values, where it lies."""
+    """Lay out a weight of bfloat16 or integer values, where it lies; codes of 4 bits as int8."""
     each = 4 if weight.group else 2
     kept, bits = _by_words(weight.kept()), _by_words(weight.bits())  # (32G, W, 32)
     counts = kept.sum(-1)

@@ -78,8 +78,8 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     folder = Path(model)
     manifest, recipe = read_manifest(folder)
     source = opened(folder)
-    if any(entry.group for entry in source.sparse.values()):
-        raise InputError(f"{folder} holds weights rounded to int8: verify the folder that it was packed from")
+    if any(entry.group for entry in source.sparse.values()) and not manifest.quantization:
+        raise InputError(f"{folder} holds weights that packing has rounded: verify the folder that it was packed from")
     skeleton = source.skeleton(torch.float32)
     task = prepare(skeleton, recipe) if recipe else _nothing(skeleton)
     linears = [block.full_name(linear) for block in task.blocks for linear in block.linears]

@@ -51,17 +51,43 @@ __m256 next_eight(std::uint8_t mask, const std::uint16_t*& value) {
     return widen(_mm_shuffle_epi8(packed, shuffle));
 }
 
-__m128i next_eight(std::uint8_t mask, const std::int8_t*& value) {
+__m128i next_eight(std::uint8_t mask, const std::int8_t*& value, __m128i shift) {
     const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(value));
     const __m128i shuffle = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kShuffle8.bytes[mask]));
     value += _mm_popcnt_u32(mask);
-    return _mm_shuffle_epi8(packed, shuffle);
+    return _mm_shuffle_epi8(_mm_add_epi8(packed, shift), shuffle);
 }
 
-__m256i next_sixteen(const std::uint8_t* mask, const std::int8_t*& value) {
-    const __m128i first = next_eight(mask[0], value);
-    const __m128i second = next_eight(mask[1], value);
-    return _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(first, second));
+// Codes that lie in the lower and the upper half of the lower byte of each pair, one in each byte.
+__m256i codes_of(__m256i pairs) {
+    const __m256i apart = _mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4));
+    return _mm256_and_si256(apart, _mm256_set1_epi8(15));
+}
+
+// Sixteen columns of integers, `shift` added to those that are kept. Codes without a mask are two in a byte.
+template <bool Masked, bool Shifted>
+__m256i next_sixteen(const std::uint8_t* mask, const std::int8_t*& value, __m128i shift) {
+    __m128i lanes;
+    if (Masked) {
+        const __m128i first = next_eight(mask[0], value, shift);
+        lanes = _mm_unpacklo_epi64(first, next_eight(mask[1], value, shift));
+    } else if (Shifted) {
+        const __m128i pairs = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(value)));
+        lanes = _mm_add_epi8(_mm256_castsi256_si128(codes_of(_mm256_castsi128_si256(pairs))), shift);
+        value += 8;
+    } else {
+        lanes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(value));
+        value += 16;
+    }
+    return _mm256_cvtepi8_epi16(lanes);
+}
+
+void unpack_codes(const std::int8_t* packed, std::int64_t bytes, std::int8_t* codes) {
+    for (std::int64_t byte = 0; byte < bytes; byte += 16) {
+        fetch_values(packed + byte);
+        const __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + byte)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 2 * byte), codes_of(pairs));
+    }
 }
 
 float sum_of(__m256 lanes) {
@@ -71,10 +97,10 @@ float sum_of(__m256 lanes) {
 }
 
 template <class Input, int Tokens>
-void bfloat16_tile(const Matrix& a, const Inputs& x, std::int64_t row, std::int64_t token, float* out) {
-    const auto* input = static_cast<const Input*>(x.values) + token * a.words * kWord;
+void bfloat16_tile(const Matrix& a, const Inputs& x, const std::uint16_t* value, std::int64_t row, std::int64_t token,
+                   float* out) {
+    const auto* input = static_cast<const Input*>(x.values) + token * x.width;
     const std::uint8_t* mask = a.mask + row * a.words * 4;
-    const auto* value = static_cast<const std::uint16_t*>(a.values) + a.starts[row];
     const std::int64_t bytes = a.words * 4;
     __m256 even[Tokens], odd[Tokens];
     for (int t = 0; t < Tokens; ++t) even[t] = odd[t] = _mm256_setzero_ps();
@@ -82,7 +108,7 @@ void bfloat16_tile(const Matrix& a, const Inputs& x, std::int64_t row, std::int6
         fetch_values(value);
         const __m256 first = next_eight(mask[byte], value), second = next_eight(mask[byte + 1], value);
         for (int t = 0; t < Tokens; ++t) {
-            const Input* place = input + (t * bytes + byte) * 8;
+            const Input* place = input + t * x.width + byte * 8;
             even[t] = _mm256_fmadd_ps(first, load_eight(place), even[t]);
             odd[t] = _mm256_fmadd_ps(second, load_eight(place + 8), odd[t]);
         }
@@ -90,25 +116,26 @@ void bfloat16_tile(const Matrix& a, const Inputs& x, std::int64_t row, std::int6
     for (int t = 0; t < Tokens; ++t) out[(token + t) * a.rows + row] = sum_of(_mm256_add_ps(even[t], odd[t]));
 }
 
-template <int Tokens>
-void int8_tile(const Matrix& a, const Inputs& x, std::int64_t row, std::int64_t token, float* out) {
-    const auto* input = static_cast<const std::int16_t*>(x.values) + token * a.words * kWord;
+template <bool Masked, bool Shifted, int Tokens>
+void integer_tile(const Matrix& a, const Inputs& x, const std::int8_t* value, std::int64_t row, std::int64_t token,
+                  float* out) {
+    const auto* input = static_cast<const std::int16_t*>(x.values) + token * x.width;
     const float* scales = x.scales + token * a.groups;
-    const std::uint8_t* mask = a.mask + row * a.words * 4;
-    const auto* value = static_cast<const std::int8_t*>(a.values) + a.starts[row];
+    const std::uint8_t* mask = Masked ? a.mask + row * a.words * 4 : nullptr;
     const std::int64_t bytes = a.words * 4;
     __m256 sum[Tokens];
     for (int t = 0; t < Tokens; ++t) sum[t] = _mm256_setzero_ps();
     for (std::int64_t group = 0, byte = 0; group < a.groups; ++group) {
-        fetch_values(value);
-        fetch_mask(mask + byte);
+        if (!(Masked && Shifted)) fetch_values(value);
+        if (Masked) fetch_mask(mask + byte);
         const std::int64_t last = byte + a.group_words * 4 < bytes ? byte + a.group_words * 4 : bytes;
+        const __m128i shift = _mm_set1_epi8(Shifted ? shift_of(a, row * a.groups + group) : 0);
         __m256i part[Tokens];
         for (int t = 0; t < Tokens; ++t) part[t] = _mm256_setzero_si256();
         for (; byte < last; byte += 2) {
-            const __m256i weights = next_sixteen(mask + byte, value);
+            const __m256i weights = next_sixteen<Masked, Shifted>(Masked ? mask + byte : nullptr, value, shift);
             for (int t = 0; t < Tokens; ++t) {
-                const auto* place = reinterpret_cast<const __m256i*>(input + (t * bytes + byte) * 8);
+                const auto* place = reinterpret_cast<const __m256i*>(input + t * x.width + byte * 8);
                 part[t] = _mm256_add_epi32(part[t], _mm256_madd_epi16(weights, _mm256_loadu_si256(place)));
             }
         }
@@ -122,23 +149,27 @@ void int8_tile(const Matrix& a, const Inputs& x, std::int64_t row, std::int64_t 
 }
 
 template <class Input>
-void bfloat16_multiply(const Matrix& a, const Inputs& x, float* out, std::int64_t begin, std::int64_t end) {
-    constexpr Tile tiles[] = {bfloat16_tile<Input, 1>, bfloat16_tile<Input, 2>, bfloat16_tile<Input, 3>,
-                              bfloat16_tile<Input, 4>};
-    by_tiles(tiles, a, x, out, begin, end);
+void bfloat16_multiply(const Matrix& a, const Inputs& x, float* out, std::int64_t begin, std::int64_t end,
+                       std::int8_t*) {
+    constexpr Tile<std::uint16_t> tiles[] = {bfloat16_tile<Input, 1>, bfloat16_tile<Input, 2>, bfloat16_tile<Input, 3>,
+                                             bfloat16_tile<Input, 4>};
+    by_tiles<std::uint16_t>(tiles, a, x, out, begin, end, nullptr);
 }
 
-void int8_multiply(const Matrix& a, const Inputs& x, float* out, std::int64_t begin, std::int64_t end) {
-    constexpr Tile tiles[] = {int8_tile<1>, int8_tile<2>, int8_tile<3>, int8_tile<4>};
-    by_tiles(tiles, a, x, out, begin, end);
+template <bool Masked, bool Shifted>
+void multiply_integers(const Matrix& a, const Inputs& x, float* out, std::int64_t begin, std::int64_t end,
+                       std::int8_t* room) {
+    constexpr Tile<std::int8_t> tiles[] = {integer_tile<Masked, Shifted, 1>, integer_tile<Masked, Shifted, 2>,
+                                           integer_tile<Masked, Shifted, 3>, integer_tile<Masked, Shifted, 4>};
+    by_tiles(tiles, a, x, out, begin, end, room);
 }
 
 }  // namespace
 
 // Dense rows are bound by memory, not by how they are made: they are portable_kernels' own (see module.cpp).
 const Kernels avx2_kernels = {
-    "AVX2", bfloat16_multiply<std::uint16_t>, bfloat16_multiply<float>, int8_multiply, nullptr, nullptr, nullptr,
-    nullptr,
+    "AVX2", bfloat16_multiply<std::uint16_t>, bfloat16_multiply<float>, integers_multiply, nullptr, nullptr, nullptr,
+    nullptr, false,
 };
 
 }  // namespace secateur

@@ -41,104 +41,127 @@ std::uint16_t to_bfloat16(float value) {
     return static_cast<std::uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// Inputs of int8 weights. Sixteen bits per token and group lose nothing beside the eight of the weights.
-struct Quantized {
-    std::vector<std::int16_t> values;
-    std::vector<float> scales;
+std::int32_t bits_of(float value) {
+    std::int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
 
+float float_of(std::int32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// To nearest, ties to even, of numbers in the range of int16: 1.5 * 2^23 leaves no room for what is behind the point.
+std::int16_t rounded(float value) { return static_cast<std::int16_t>(bits_of(value + 12582912.0f)); }
+
+// Inputs of integer weights. Sixteen bits per token and group lose nothing beside the eight of the weights.
+class Quantized {
+  public:
+    // Each group of columns one after another, or in blocks whose even and odd columns lie apart.
     template <class Input, class Widen>
-    void assign(const Matrix& a, const Input* inputs, std::int64_t tokens, Widen widen) {
-        const std::int64_t width = a.words * kWord;
-        values.resize(tokens * width);
-        scales.resize(tokens * a.groups);
+    Inputs of(const Matrix& a, const Input* inputs, std::int64_t tokens, bool apart, Widen widen) {
+        const std::int64_t columns = a.words * kWord, group_columns = a.group_words * kWord;
+        const std::int64_t stride = apart ? (group_columns + kBlock - 1) / kBlock * kBlock : group_columns;
+        const std::int64_t width = apart ? a.groups * stride : columns;
+        values_.assign(tokens * width + kLine / 2, 0);
+        scales_.resize(tokens * a.groups);
+        // From the beginning of a line of the cache, so that no register's load touches two.
+        std::int16_t* aligned = values_.data() + (-reinterpret_cast<Address>(values_.data()) & (kLine - 1)) / 2;
         for (std::int64_t t = 0; t < tokens; ++t) {
             for (std::int64_t group = 0; group < a.groups; ++group) {
-                const std::int64_t first = t * width + group * a.group_words * kWord;
-                const std::int64_t last = std::min(first + a.group_words * kWord, (t + 1) * width);
-                float largest = 0, poison = 0;  // which infinities and NaNs make NaN
-                for (std::int64_t i = first; i < last; ++i) {
-                    largest = std::max(largest, std::fabs(widen(inputs[i])));
-                    poison += 0 * widen(inputs[i]);
+                const Input* input = inputs + t * columns + group * group_columns;
+                std::int16_t* values = aligned + t * width + group * stride;
+                const std::int64_t number = std::min(group_columns, columns - group * group_columns);
+                // As integers, which compilers make vectors of, and which NaN and infinity are the largest of.
+                std::int32_t largest_bits = 0;
+                for (std::int64_t i = 0; i < number; ++i) {
+                    largest_bits = std::max(largest_bits, bits_of(widen(input[i])) & 0x7fffffff);
                 }
-                const float inverse = largest > 0 ? kLargest / largest : 0;
-                scales[t * a.groups + group] = largest / kLargest + poison;
-                for (std::int64_t i = first; i < last; ++i) {
-                    values[i] = static_cast<std::int16_t>(std::lrint(widen(inputs[i]) * inverse));
+                const bool finite = largest_bits < 0x7f800000;
+                const float largest = float_of(largest_bits), inverse = largest_bits ? kLargest / largest : 0;
+                scales_[t * a.groups + group] = finite ? largest / kLargest : NAN;
+                if (apart) {
+                    const std::int64_t half = kBlock / 2;
+                    for (std::int64_t first = 0; first < number; first += kBlock, input += kBlock, values += kBlock) {
+                        for (std::int64_t i = 0; i < std::min(kBlock, number - first) / 2; ++i) {
+                            values[i] = rounded(widen(input[2 * i]) * inverse);
+                            values[half + i] = rounded(widen(input[2 * i + 1]) * inverse);
+                        }
+                    }
+                } else {
+                    for (std::int64_t i = 0; i < number; ++i) values[i] = rounded(widen(input[i]) * inverse);
                 }
             }
         }
+        return {tokens, width, aligned, scales_.data()};
     }
+
+  private:
+    static constexpr std::int64_t kLine = 64;  // bytes
+    std::vector<std::int16_t> values_;
+    std::vector<float> scales_;
 };
 
-struct Packed {
-    Matrix matrix;
-    bool int8;
-};
-
-Packed packed(std::int64_t rows, std::int64_t columns, Address mask, Address values, Address starts, Address scales,
-              std::int64_t group) {
+Matrix packed(std::int64_t rows, std::int64_t columns, Address mask, Address values, Address starts, int bits,
+              Address scales, Address zeros, std::int64_t group) {
     const std::int64_t words = (columns + kWord - 1) / kWord, group_words = std::max<std::int64_t>(1, group / kWord);
     const std::int64_t groups = group ? (words + group_words - 1) / group_words : 0;
-    return {{rows, columns, words, at<const std::uint8_t>(mask), at<const void>(values), at<const std::int64_t>(starts),
-             at<const std::uint16_t>(scales), groups, group_words},
-            group != 0};
+    return {rows, columns, words, at<const std::uint8_t>(mask), at<const void>(values), at<const std::int64_t>(starts),
+            bits, at<const std::uint16_t>(scales), at<const std::uint8_t>(zeros), groups, group_words};
 }
 
-int threads_for(const Matrix& a, bool int8, std::int64_t tokens, int threads) {
-    const std::int64_t bytes = a.starts[a.rows] * (int8 ? 1 : 2) * tokens;
-    return bytes < kWorthSharing ? 1 : threads;
+int threads_for(const Matrix& a, std::int64_t tokens, int threads) {
+    return a.starts[a.rows] * a.bits / 8 * tokens < kWorthSharing ? 1 : threads;
 }
 
-void multiply(const Kernels& kernels, const Packed& weight, const void* inputs, void* out, bool bfloat16,
+// Calls work(begin, end, room) on parts of [0, rows); `room` is the thread's own.
+template <class Work>
+void share(const Matrix& a, std::int64_t rows, int threads, Work work) {
+    struct Shared {
+        const Matrix& a;
+        Work& work;
+    } shared{a, work};
+    share_rows(
+        rows, threads,
+        [](void* pointer, std::int64_t begin, std::int64_t end) {
+            thread_local std::vector<std::int8_t> room;
+            const Shared& shared = *static_cast<Shared*>(pointer);
+            room.resize(shared.a.columns + kRoomPadding);
+            shared.work(begin, end, room.data());
+        },
+        &shared);
+}
+
+void multiply(const Kernels& kernels, const Matrix& a, const void* inputs, void* out, bool bfloat16,
               std::int64_t tokens, int threads) {
     thread_local Quantized quantized;
     thread_local std::vector<float> sums;
-    const Matrix& a = weight.matrix;
     Multiply kernel = bfloat16 ? kernels.bfloat16_by_bfloat16 : kernels.bfloat16_by_float32;
-    Inputs x{tokens, inputs, nullptr};
-    if (weight.int8) {
-        if (bfloat16) {
-            quantized.assign(a, static_cast<const std::uint16_t*>(inputs), tokens, from_bfloat16);
-        } else {
-            quantized.assign(a, static_cast<const float*>(inputs), tokens, [](float value) { return value; });
-        }
-        kernel = kernels.int8_by_int16;
-        x = {tokens, quantized.values.data(), quantized.scales.data()};
+    Inputs x{tokens, a.words * kWord, inputs, nullptr};
+    if (a.bits < 16) {
+        kernel = kernels.integers_by_int16;
+        x = bfloat16 ? quantized.of(a, static_cast<const std::uint16_t*>(inputs), tokens, kernels.apart, from_bfloat16)
+                     : quantized.of(a, static_cast<const float*>(inputs), tokens, kernels.apart,
+                                    [](float value) { return value; });
     }
     if (bfloat16) sums.resize(tokens * a.rows);
-    struct Work {
-        Multiply kernel;
-        const Matrix& a;
-        const Inputs& x;
-        float* out;
-    } work{kernel, a, x, bfloat16 ? sums.data() : static_cast<float*>(out)};
-    share_rows(
-        a.rows, threads_for(a, weight.int8, tokens, threads),
-        [](void* pointer, std::int64_t begin, std::int64_t end) {
-            const Work& work = *static_cast<Work*>(pointer);
-            work.kernel(work.a, work.x, work.out, begin, end);
-        },
-        &work);
+    float* products = bfloat16 ? sums.data() : static_cast<float*>(out);
+    share(a, a.rows, threads_for(a, tokens, threads), [=, &a, &x](std::int64_t begin, std::int64_t end, std::int8_t* room) {
+        kernel(a, x, products, begin, end, room);
+    });
     if (bfloat16) std::transform(sums.begin(), sums.end(), static_cast<std::uint16_t*>(out), to_bfloat16);
 }
 
-void expand(const Kernels& kernels, const Packed& weight, void* out, bool bfloat16, std::int64_t first,
-            std::int64_t last, int threads) {
-    struct Work {
-        Expand kernel;
-        const Matrix& a;
-        char* out;
-        std::int64_t row_bytes, first;
-    } work{weight.int8 ? (bfloat16 ? kernels.int8_to_bfloat16 : kernels.int8_to_float32)
-                       : (bfloat16 ? kernels.bfloat16_to_bfloat16 : kernels.bfloat16_to_float32),
-           weight.matrix, static_cast<char*>(out), weight.matrix.columns * (bfloat16 ? 2 : 4), first};
-    share_rows(
-        last - first, threads_for(weight.matrix, weight.int8, 1, threads),
-        [](void* pointer, std::int64_t begin, std::int64_t end) {
-            const Work& work = *static_cast<Work*>(pointer);
-            work.kernel(work.a, work.out + begin * work.row_bytes, work.first + begin, work.first + end);
-        },
-        &work);
+void expand(const Kernels& kernels, const Matrix& a, void* out, bool bfloat16, std::int64_t first, std::int64_t last,
+            int threads) {
+    const Expand kernel = a.bits < 16 ? (bfloat16 ? kernels.integers_to_bfloat16 : kernels.integers_to_float32)
+                                   : (bfloat16 ? kernels.bfloat16_to_bfloat16 : kernels.bfloat16_to_float32);
+    const std::int64_t row_bytes = a.columns * (bfloat16 ? 2 : 4);
+    share(a, last - first, threads_for(a, 1, threads), [=, &a](std::int64_t begin, std::int64_t end, std::int8_t* room) {
+        kernel(a, static_cast<char*>(out) + begin * row_bytes, first + begin, first + end, room);
+    });
 }
 
 std::vector<const Kernels*> available() {
@@ -154,8 +177,8 @@ std::vector<const Kernels*> available() {
         static Kernels kernels = avx2_kernels;  // which leaves dense rows to the portable ones
         kernels.bfloat16_to_bfloat16 = portable_kernels.bfloat16_to_bfloat16;
         kernels.bfloat16_to_float32 = portable_kernels.bfloat16_to_float32;
-        kernels.int8_to_bfloat16 = portable_kernels.int8_to_bfloat16;
-        kernels.int8_to_float32 = portable_kernels.int8_to_float32;
+        kernels.integers_to_bfloat16 = portable_kernels.integers_to_bfloat16;
+        kernels.integers_to_float32 = portable_kernels.integers_to_float32;
         found.push_back(&kernels);
     }
 #endif
@@ -174,18 +197,18 @@ NB_MODULE(_native, module) {
         .def_ro("name", &Kernels::name)
         .def("multiply",
              [](const Kernels& kernels, Address input, Address out, bool bfloat16, std::int64_t tokens,
-                std::int64_t rows, std::int64_t columns, Address mask, Address values, Address starts, Address scales,
-                std::int64_t group, int threads) {
+                std::int64_t rows, std::int64_t columns, Address mask, Address values, Address starts, int bits,
+                Address scales, Address zeros, std::int64_t group, int threads) {
                  nb::gil_scoped_release released;
-                 multiply(kernels, packed(rows, columns, mask, values, starts, scales, group), at<const void>(input),
+                 multiply(kernels, packed(rows, columns, mask, values, starts, bits, scales, zeros, group), at<const void>(input),
                           at<void>(out), bfloat16, tokens, threads);
              })
         .def("expand",
              [](const Kernels& kernels, Address out, bool bfloat16, std::int64_t first, std::int64_t last,
-                std::int64_t rows, std::int64_t columns, Address mask, Address values, Address starts, Address scales,
-                std::int64_t group, int threads) {
+                std::int64_t rows, std::int64_t columns, Address mask, Address values, Address starts, int bits,
+                Address scales, Address zeros, std::int64_t group, int threads) {
                  nb::gil_scoped_release released;
-                 expand(kernels, packed(rows, columns, mask, values, starts, scales, group), at<void>(out), bfloat16,
+                 expand(kernels, packed(rows, columns, mask, values, starts, bits, scales, zeros, group), at<void>(out), bfloat16,
                         first, last, threads);
              });
     nb::list kernels;
