@@ -119,6 +119,8 @@ class Family:
         inside: what else lies along a space in each block; names inside the block.
         outside: the same outside the blocks; full names. What a checkpoint lacks (a tied head) is passed over.
         heads: its query heads, key-value heads, and channels per head.
+        sizes: what the config calls those sizes of a block that it can say apart from the residual width: ``query`` and
+            ``key`` (heads), ``mlp`` (channels of every space whose rule is ``block``).
         gathers: whether what reads the residual space reads it through a norm of its own, so that a gather may
             stand there.
     """
@@ -130,6 +132,7 @@ class Family:
     inside: tuple[Carrier, ...] = ()
     outside: tuple[Carrier, ...] = ()
     heads: Heads = (1, 1, 1)
+    sizes: Mapping[str, str] = field(default_factory=dict)
     gathers: bool = True
 
     def readers(self, space: str) -> list[Linear]:
