@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from secateur.recipe import Recipe
     from secateur.runtime.generation import generate
     from secateur.runtime.loading import load
+    from secateur.shrinkage import Shrinkage
+    from secateur.shrinking.folder import shrink
     from secateur.sweeps.sweep import sweep
     from secateur.verification.verify import verify
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "InputError",
     "Recipe",
+    "Shrinkage",
     "__version__",
     "bench",
     "evaluate",
@@ -37,6 +40,7 @@ __all__ = [
     "plan",
     "prune",
     "prune_module",
+    "shrink",
     "sweep",
     "unpack",
     "verify",
@@ -44,6 +48,7 @@ __all__ = [
 
 _HOMES = {
     "Recipe": "secateur.recipe",
+    "Shrinkage": "secateur.shrinkage",
     "bench": "secateur.benchmark.measuring",
     "evaluate": "secateur.evaluation.evaluate",
     "generate": "secateur.runtime.generation",
@@ -53,6 +58,7 @@ _HOMES = {
     "plan": "secateur.planning.plan",
     "prune": "secateur.pruning.folder",
     "prune_module": "secateur.pruning.module",
+    "shrink": "secateur.shrinking.folder",
     "sweep": "secateur.sweeps.sweep",
     "unpack": "secateur.packing",
     "verify": "secateur.verification.verify",

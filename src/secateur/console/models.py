@@ -85,6 +85,17 @@ def pruning_notes(manifest: dict[str, Any]) -> list[str]:
     return notes
 
 
+def shrinking_text(manifest: dict[str, Any]) -> Text:
+    """What was removed, and what the config says now."""
+    asked, weights = manifest["shrinkage"]["sparsity"], manifest["weights"]
+    lines = [
+        f"{manifest['method']}: {manifest['sparsity']:.2%} of the weights of the blocks' linears are gone "
+        f"({asked:.2%} were to go): {weights['dense'] / 1e6:,.1f} → {weights['kept'] / 1e6:,.1f} million",
+        *(f"{name}: {value}" for name, value in manifest["config"].items() if not isinstance(value, list)),
+    ]
+    return Text("\n".join(lines))
+
+
 def verdict_text(verdict: Verdict) -> Text:
     """What was checked, or what failed."""
     if not verdict.passed:

@@ -89,6 +89,7 @@ def experts(config: Any) -> Family:
     Blocks may have a dense MLP instead (Qwen3-MoE's ``mlp_only_layers``).
     """
     count = getattr(config, "num_local_experts", None) or config.num_experts
+    width = "moe_intermediate_size" if hasattr(config, "moe_intermediate_size") else "intermediate_size"
     each = [
         linear
         for e in range(count)
@@ -109,8 +110,7 @@ def experts(config: Any) -> Family:
         name="experts",
         linears=base.linears + tuple(each),
         rules=_RULES | {f"mlp.{e}": "block" for e in range(count)},
-        sizes=_HEADS
-        | {"mlp": "moe_intermediate_size" if hasattr(config, "moe_intermediate_size") else "intermediate_size"},
+        sizes=_HEADS | {f"mlp.{e}": width for e in range(count)},
         inside=(*base.inside, Carrier("mlp.gate.weight", 1, "residual")),
         gathers=False,  # the router reads what the experts read
     )

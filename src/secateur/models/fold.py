@@ -41,7 +41,7 @@ def select_block(
             selected = selected[rows]
             if (bias := tensors.get(prefix + linear.bias)) is not None:
                 tensors[prefix + linear.bias] = bias.copy_(bias[rows]) if len(rows) == len(bias) else bias[rows]
-        if linear.reads in read:
+        if linear.reads and linear.reads in read:
             selected = selected[:, read[linear.reads]]
         if selected.shape == weight.shape:
             weight.copy_(selected)
@@ -69,7 +69,7 @@ def zero_block(
             weight[gone] = 0
             if bias is not None:
                 bias[gone] = 0
-        if linear.reads in read:
+        if linear.reads and linear.reads in read:
             weight[:, _others(read[linear.reads], weight.shape[1])] = 0
 
 
@@ -80,7 +80,7 @@ def _others(chosen: Tensor, count: int) -> Tensor:
 
 def _selected_rows(linear: Linear, count: int, heads: Heads, written: Mapping[str, Tensor]) -> Tensor:
     """The rows of a linear, of ``count``, that make it after the selection, in their new sequence."""
-    parts = [_rows(linear, part, count, heads) for part in range(len(linear.parts))]
+    parts = [rows_of(linear, part, count, heads) for part in range(len(linear.parts))]
     chosen = [
         rows[written[space]] if space in written else rows for rows, space in zip(parts, linear.parts, strict=True)
     ]
@@ -91,7 +91,7 @@ def _selected_rows(linear: Linear, count: int, heads: Heads, written: Mapping[st
     return torch.cat(chosen)[torch.cat(stay).argsort()]
 
 
-def _rows(linear: Linear, part: int, count: int, heads: Heads) -> Tensor:
+def rows_of(linear: Linear, part: int, count: int, heads: Heads) -> Tensor:
     """The numbers of the rows, of ``count``, that are one part of a linear, in the order of the space they write."""
     queries, keys, width = heads
     rows = torch.arange(count)

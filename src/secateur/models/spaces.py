@@ -119,8 +119,8 @@ class Family:
         inside: what else lies along a space in each block; names inside the block.
         outside: the same outside the blocks; full names. What a checkpoint lacks (a tied head) is passed over.
         heads: its query heads, key-value heads, and channels per head.
-        sizes: what the config calls those sizes of a block that it can say apart from the residual width: ``query`` and
-            ``key`` (heads), ``mlp`` (channels of every space whose rule is ``block``).
+        sizes: of spaces whose size a config can say apart from the residual width, what it calls that: the number of
+            heads of ``query`` and ``key``, the channels of those whose rule is ``block``, which all have one name.
         gathers: whether what reads the residual space reads it through a norm of its own, so that a gather may
             stand there.
     """
@@ -134,6 +134,12 @@ class Family:
     heads: Heads = (1, 1, 1)
     sizes: Mapping[str, str] = field(default_factory=dict)
     gathers: bool = True
+
+    @property
+    def inner(self) -> list[str]:
+        """The spaces inside its MLPs that have one size: those that a config can say, or else all."""
+        spaces = [space for space, rule in self.rules.items() if rule == "block"]
+        return [space for space in spaces if space in self.sizes] or spaces
 
     def readers(self, space: str) -> list[Linear]:
         """The linears whose input channels are ``space``."""
