@@ -12,7 +12,7 @@ from rich.text import Text
 from secateur.inspection import Inspection
 from secateur.packing import Packing
 from secateur.pruning.linear import FEWEST_TOKENS
-from secateur.verification.verify import Verdict
+from secateur.verification.verdict import Verdict
 
 # A share of the weights below this, such as a convolution of a hybrid model, is not worth a note.
 WORTH_SAYING = 0.005
@@ -103,7 +103,8 @@ def verdict_text(verdict: Verdict) -> Text:
         return Text(f"{verdict.model} FAILED\n" + "\n".join(lines), style="bold red")
     measured = verdict.logit_difference
     lines = [*verdict.checked, *([f"largest difference of a logit: {measured:.1e} of the largest"] if measured else [])]
-    return Text(f"{verdict.model}: {'; '.join(lines)}\nnot checked: {'; '.join(verdict.unchecked)}")
+    unchecked = f"\nnot checked: {'; '.join(verdict.unchecked)}" if verdict.unchecked else ""
+    return Text(f"{verdict.model}: {'; '.join(lines)}{unchecked}")
 
 
 def layers_table(found: Inspection) -> Table:

@@ -137,7 +137,7 @@ def of_gradients(dense: Dense, method: Method) -> Importances:
 
 
 def _loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Negative log-likelihood of ``tokens`` ``(B, L)`` but the first of each row: a sum, so that batches weigh by it."""
+    """Negative log-likelihood of ``tokens`` ``(B, L)`` but the first of each row, summed."""
     return cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum")
 
 
