@@ -1,12 +1,10 @@
 """Torch-Pruning, where it is installed, finds the same groups and the same importance by tracing the model."""
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 import secateur
 from secateur.checkpoint import read_orders
-from tests import pico
 from tests.shrinking.test_shrink import batch, dense, lowest, shrinkage, text  # noqa: F401 (fixtures)
 
 torch_pruning = pytest.importorskip("torch_pruning")
@@ -22,9 +20,7 @@ def importances(model, tokens):
     taylor = torch_pruning.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, bias=True)
 
     def of(root):
-        group = graph.get_pruning_group(
-            root, torch_pruning.prune_linear_out_channels, idxs=[*range(root.out_features)]
-        )
+        group = graph.get_pruning_group(root, torch_pruning.prune_linear_out_channels, idxs=[*range(root.out_features)])
         return taylor(group)
 
     return of

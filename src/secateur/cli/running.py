@@ -68,6 +68,7 @@ def bench(
     rounds: int | None = None,
     int8: bool | None = None,
     structured: bool | None = None,
+    shrunk: str | None = None,
     device: str | None = None,
     form: str | None = None,
     plot: Path | None = None,
@@ -98,6 +99,8 @@ def bench(
         Round the kept weights to int8, on a CPU.
     structured
         Time a dense model of half the width as well, end to end.
+    shrunk
+        Time a model that shrink made of this one as well, end to end. MODEL may be dense then.
     device
         auto (a GPU if there is one, the default), cpu, cuda, …
     form
@@ -115,6 +118,7 @@ def bench(
         "rounds": rounds,
         "int8": int8,
         "structured": structured,
+        "shrunk": shrunk,
         "device": device,
         "form": form,
     }
@@ -124,7 +128,7 @@ def bench(
     if plot:
         check_plot(plot)
     result = secateur.bench(model, **given, progress=progress_for(quiet))
-    tables = [speed.modules_table(result), speed.model_table(result)]
+    tables = [speed.modules_table(result), speed.model_table(result)] if result.linears else []
     if result.structured:
         tables.append(speed.structured_table(result))
     if result.choices:
@@ -133,5 +137,5 @@ def bench(
         print_json(dataclasses.asdict(result) | {"slower": [dataclasses.asdict(x) for x in result.slower]})
     else:
         print_tables(tables, speed.benchmark_notes(result))
-    if plot:
+    if plot and result.linears:
         draw(result, plot)
