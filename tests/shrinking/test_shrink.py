@@ -163,6 +163,19 @@ def test_what_is_in_place_can_be_packed_and_still_verified(dense, shrinkage, tmp
     assert secateur.verify(tmp_path / "packed", dense("llama-mha")).passed
 
 
+def test_a_shrunk_model_is_a_model_like_any_other(dense, shrinkage, text, tmp_path):
+    secateur.shrink(dense("phi3"), tmp_path / "out", shrinkage())
+    assert {layer.shape for layer in secateur.inspect(tmp_path / "out").layers} == {
+        (48, 32), (32, 16), (80, 32), (32, 40),
+    }  # fmt: skip
+    (found,) = secateur.evaluate([tmp_path / "out"], [text], window=32, limit=2)
+    assert found.perplexity > 1
+    assert secateur.generate(tmp_path / "out", "fox", tokens=2).tokens == 2
+    pruned = tmp_path / "pruned"
+    secateur.prune(tmp_path / "out", pruned, secateur.Recipe(score="magnitude"))
+    assert secateur.verify(pruned, tmp_path / "out").passed
+
+
 # ---------------------------------------------------------------- how much goes
 
 
