@@ -12,10 +12,12 @@ import secateur
 from secateur import data
 from secateur.checkpoint import ORDERS, Source
 from secateur.data.sources import Text
+from secateur.importance import METHODS
 from secateur.models.blocks import blocks_of, family_of
 from secateur.shrinkage import Shrinkage
 from secateur.shrinking.widths import Shapes, Widths, widths_for
 from tests import pico
+from tests.counting import Counting
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40
 SAMPLES, LENGTH = 6, 32
@@ -157,10 +159,20 @@ def test_the_same_bytes_come_out_twice(dense, shrinkage, tmp_path):
     assert one == two
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_progress_comes_to_what_was_announced(method, dense, shrinkage, tmp_path):
+    progress = Counting()
+    secateur.shrink(dense("gpt-neox"), tmp_path / "out", shrinkage(method=method), progress=progress)
+    assert progress.done == progress.total > 0
+
+
 def test_what_is_in_place_can_be_packed_and_still_verified(dense, shrinkage, tmp_path):
     secateur.shrink(dense("llama-mha"), tmp_path / "out", shrinkage(in_place=True, sparsity=0.6))
     secateur.pack(tmp_path / "out", tmp_path / "packed")
     assert secateur.verify(tmp_path / "packed", dense("llama-mha")).passed
+    secateur.pack(tmp_path / "out", tmp_path / "int8", int8=True)
+    with pytest.raises(secateur.InputError, match="rounded to int8"):
+        secateur.verify(tmp_path / "int8")
 
 
 def test_a_shrunk_model_is_a_model_like_any_other(dense, shrinkage, text, tmp_path):
@@ -271,13 +283,14 @@ def test_activation_is_the_norm_of_what_the_shrunk_blocks_before_make(dense, shr
 
 
 def test_depth_is_block_influence(dense, shrinkage, tmp_path):
-    secateur.shrink(dense("llama-mha"), tmp_path / "out", shrinkage(method="depth"))
+    manifest = secateur.shrink(dense("llama-mha"), tmp_path / "out", shrinkage(method="depth"))
     model, states = loaded(dense("llama-mha")), []
     for layer in model.model.layers:
         layer.register_forward_hook(lambda _, inputs, output: states.append((inputs[0], output)))
     with torch.no_grad():
         model(batch(dense("llama-mha")))
     influence = [1 - torch.cosine_similarity(before, after, dim=-1).mean().item() for before, after in states]
+    assert manifest["influences"] == pytest.approx(influence, rel=1e-4)
     least = influence.index(min(influence))
     assert load_file(tmp_path / "out" / ORDERS)["blocks"].tolist() == [i for i in range(3) if i != least]
 

@@ -92,6 +92,7 @@ def shrink(
             "sparsity": 1 - job.weights / target.dense_weights,
             "weights": {"dense": target.dense_weights, "kept": job.weights},
             "config": job.changes,
+            "influences": job.influences,
             "tensors_sha256": job.digests,
             "seconds": clock.seconds(),
         }
@@ -108,11 +109,12 @@ class _Job:
         digests: SHA-256 of the bytes of each tensor that was written, by its name.
         weights: of the blocks' linears that stay.
         changes: what the config has to say otherwise.
+        influences: of the dense blocks, where these are what goes.
     """
 
     def __init__(self, dense: Dense, target: Target, options: Shrinkage, writer: Writer, clock: Clock) -> None:
         self.writer, self.digests = writer, dict[str, str]()
-        self.weights, self.changes = target.weights, target.changes
+        self.weights, self.changes, self.influences = target.weights, target.changes, list[float]()
         self._dense, self._target, self._options, self._clock = dense, target, options, clock
         self._method = METHODS[options.method]
 
@@ -127,8 +129,11 @@ class _Job:
             return self._narrow_as_it_goes()
         with self._clock("calibrate"):
             if method.needs == "states":
-                return self._drop(influences(dense, method))
-            importances = of_gradients(dense, method)
+                self.influences = influences(dense, method)
+            else:
+                importances = of_gradients(dense, method)
+        if method.removes == "blocks":
+            return self._drop(self.influences)
         kept = dict[str, Kept]()
         for index, block in enumerate(dense.blocks):
             tensors = dense.source.read(dense.source.names(block.prefix))
@@ -167,7 +172,7 @@ class _Job:
         self._write(tensors)
 
     def _drop(self, importances: Sequence[float]) -> dict[str, Tensor]:
-        """Write the most important blocks, numbered anew."""
+        """Write the blocks that are left when the least important have gone, numbered anew."""
         dense, target = self._dense, self._target
         least = sorted(target.open, key=lambda index: (importances[index], -index))
         gone = {*least[: len(dense.blocks) - target.depth]}

@@ -54,6 +54,8 @@ def verify_shrunk(folder: Path, dense: str | Path | None = None) -> Verdict:
     manifest = read_as(_Manifest, folder / MANIFEST)
     options = Shrinkage.from_dict(manifest.shrinkage, str(folder / MANIFEST))
     source, kept = opened(folder), read_orders(folder, whole=False)
+    if any(entry.group for entry in source.sparse.values()):
+        raise InputError(f"{folder} holds weights rounded to int8: verify the folder that it was packed from")
     model = source.skeleton(torch.float32)
     family = family_of(model)
     blocks = blocks_of(model, family)
