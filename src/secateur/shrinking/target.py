@@ -48,7 +48,7 @@ def settle(source: Source, blocks: Sequence[Block], family: Family, options: Shr
     """
     number, whole = len(blocks), weights_of(blocks, family)
     unlocked = range(options.keep_first, number - options.keep_last)
-    if options.sparsity and not unlocked:
+    if not unlocked:
         raise InputError(f"of {number} blocks the first {options.keep_first} and the last {options.keep_last} are all")
     shapes = Shapes([blocks[index] for index in unlocked], family)
     if METHODS[options.method].removes == "blocks":
