@@ -136,6 +136,4 @@ def fit_clipped(weight: Tensor, bits: int, group: int, symmetric: bool, cost: Ca
 
 def fit_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = False) -> Grid:
     """Those of the grids of :func:`fit_clipped` that are nearest to the weight: the sum of squared errors is least."""
-    return fit_clipped(
-        weight, bits, group, symmetric, lambda change: change.square().unflatten(1, (-1, group)).sum(-1)
-    )
+    return fit_clipped(weight, bits, group, symmetric, lambda change: change.square().unflatten(1, (-1, group)).sum(-1))
