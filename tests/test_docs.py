@@ -7,6 +7,7 @@ import pytest
 
 from secateur.models.families import FAMILIES
 from secateur.permute.searches import SEARCHES
+from secateur.quantization.methods import QUANTIZATIONS
 from secateur.reconstruct.methods import RECONSTRUCTIONS
 from secateur.scores import SCORES
 
@@ -26,6 +27,7 @@ def listed(file: str, option: str) -> list[str]:
         ("scores.md", "--score", list(SCORES)),
         ("permutation.md", "--permute", ["none", *SEARCHES]),
         ("reconstruction.md", "--reconstruct", ["none", *RECONSTRUCTIONS]),
+        ("quantization.md", "--method", list(QUANTIZATIONS)),
     ],
 )
 def test_a_table_of_methods_lists_them_all(file, option, names):
