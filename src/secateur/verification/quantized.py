@@ -33,7 +33,7 @@ class ZerosComparison:
             if self._scales and theirs.ndim == 1:  # a norm that multiplies by 1 + its weight may have had zeros
                 same = ours.dtype == theirs.dtype and ours.shape == theirs.shape
             elif name in self._quantized or self._scales:
-                same = ours.dtype == theirs.dtype and not (ours[theirs == 0] != 0).any()
+                same = ours.dtype == theirs.dtype and not ((theirs == 0) & (ours != 0)).any()
             else:
                 same = ours.dtype == theirs.dtype and bool((ours == theirs).all())
             if not same:
