@@ -8,6 +8,7 @@ import pytest
 from secateur.importance import METHODS
 from secateur.models.families import FAMILIES
 from secateur.permute.searches import SEARCHES
+from secateur.quantization.methods import QUANTIZATIONS
 from secateur.reconstruct.methods import RECONSTRUCTIONS
 from secateur.scores import SCORES
 
@@ -28,6 +29,7 @@ def listed(file: str, option: str) -> list[str]:
         ("permutation.md", "--permute", ["none", *SEARCHES]),
         ("reconstruction.md", "--reconstruct", ["none", *RECONSTRUCTIONS]),
         ("structured.md", "--method", list(METHODS)),
+        ("quantization.md", "--method", list(QUANTIZATIONS)),
     ],
 )
 def test_a_table_of_methods_lists_them_all(file, option, names):

@@ -60,7 +60,7 @@ def quantize(
     Args:
         model: a hub name, a folder, or a ``.gguf`` file.
         out: the folder to write; it appears only when it is complete.
-        recipe: what to do; by default rounding to 4 bits in groups of 128.
+        recipe: what to do; by default GPTQ at 4 bits in groups of 128, calibrated on C4.
         force: replace a model folder that Secateur wrote.
         resume: go on after the last block that a run to ``out`` had finished when it was cut short, if there was one:
             the bytes are those of a run that was not.
