@@ -112,7 +112,7 @@ def verify_quantized(folder: Path) -> None:
 
 def quantize(folder: Path) -> None:
     """Without samples."""
-    secateur.quantize(folder, folder.parent / "out", QuantizationRecipe(group_size=16), force=True)
+    secateur.quantize(folder, folder.parent / "out", QuantizationRecipe(method="rtn", group_size=16), force=True)
 
 
 def plan(folder: Path) -> None:

@@ -27,7 +27,7 @@ def make(root: Path) -> None:
     secateur.prune(dense, root / "gather", Recipe.from_dict(recipe.to_dict() | {"fold": "gather"}))
     secateur.pack(root / "pruned", root / "packed")
     secateur.pack(root / "pruned", root / "int8", int8=True)
-    secateur.quantize(root / "pruned", root / "quantized", QuantizationRecipe(group_size=16))
+    secateur.quantize(root / "pruned", root / "quantized", QuantizationRecipe(method="rtn", group_size=16))
     secateur.pack(dense, root / "int4", int4=True)
     files = root / "files"
     files.mkdir()
