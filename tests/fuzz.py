@@ -35,7 +35,7 @@ from secateur import data
 from secateur.checkpoint import Source
 from secateur.checkpoint.resolve import outline
 from secateur.errors import InputError
-from secateur.recipe import Recipe
+from secateur.recipe import QuantizationRecipe, Recipe
 from secateur.sweeps.grid import Grid
 from tests import damage, pico, specimens
 from tests.specimens import PLAIN
@@ -97,13 +97,22 @@ def generate(folder: Path) -> None:
     secateur.generate(folder, "a law", tokens=2, device="cpu")
 
 
-def verify_weights(folder: Path) -> None:
+def verify_weights(folder: Path, written: str = "pruned") -> None:
     """It must find whatever is not as it was written."""
     passed = secateur.verify(folder).passed
-    sources = [Source(place) for place in (folder, folder.parent.parent / "pruned")]
-    now, written = (source.read(source.names()) for source in sources)
-    same = now.keys() == written.keys() and all(torch.equal(now[name], written[name]) for name in now)
+    now, then = (source.read(source.names()) for source in map(Source, (folder, folder.parent.parent / written)))
+    same = now.keys() == then.keys() and all(torch.equal(now[name], then[name]) for name in now)
     assert same or not passed, "verify passed, and weights differ"
+
+
+def verify_quantized(folder: Path) -> None:
+    """The same of what quantized weights stand for."""
+    verify_weights(folder, "quantized")
+
+
+def quantize(folder: Path) -> None:
+    """Without samples."""
+    secateur.quantize(folder, folder.parent / "out", QuantizationRecipe(group_size=16), force=True)
 
 
 def plan(folder: Path) -> None:
@@ -131,7 +140,7 @@ TARGETS: dict[str, Target] = {
     "safetensors": Target("dense", "*.safetensors", damage.in_safetensors, (secateur.inspect, secateur.load, prune)),
     "tokenizer": Target("dense", "tokenizer*.json", damage.in_json, (calibrate, generate)),
     "generation config": Target("dense", "generation_config.json", damage.in_json, (generate, prune)),
-    "manifest": Target("pruned", "secateur.json", damage.in_json, (secateur.verify, prune, pack)),
+    "manifest": Target("pruned", "secateur.json", damage.in_json, (secateur.verify, prune, pack, quantize)),
     "weights": Target("pruned", "model-*.safetensors", damage.in_safetensors, (verify_weights,)),
     "orders": Target("pruned", "secateur-orders.safetensors", damage.in_safetensors, (secateur.verify,)),
     "gather config": Target("gather", "config.json", damage.in_json, (secateur.load, secateur.verify)),
@@ -139,6 +148,9 @@ TARGETS: dict[str, Target] = {
     "packed": Target("packed", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.verify)),
     "int8": Target("int8", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.inspect)),
     "int4": Target("int4", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.inspect)),
+    "quantized config": Target("quantized", "config.json", damage.in_json, (secateur.load, prune, plan)),
+    "quantized": Target("quantized", "model-*.safetensors", damage.in_safetensors, (verify_quantized, secateur.load)),
+    "quantized manifest": Target("quantized", "secateur.json", damage.in_json, (secateur.verify, prune)),
     "recipe": Target("files", "recipe.yaml", damage.in_yaml, (Recipe.load,), of_file=True),
     "grid": Target("files", "grid.yaml", damage.in_yaml, (Grid.load,), of_file=True),
     "text": Target("files", "text.txt", damage.in_bytes, (read_text, read_corpus), of_file=True),

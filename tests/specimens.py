@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 import torch
 
 import secateur
-from secateur.recipe import Recipe
+from secateur.recipe import QuantizationRecipe, Recipe
 from tests import pico
 
 TEXT = "Laws that cannot fail say nothing; the quick brown fox jumps over the lazy dog. " * 30
@@ -28,6 +28,7 @@ def make(root: Path) -> None:
     secateur.pack(root / "pruned", root / "packed")
     secateur.pack(root / "pruned", root / "int8", int8=True)
     secateur.pack(dense, root / "int4", int4=True)
+    secateur.quantize(root / "pruned", root / "quantized", QuantizationRecipe(group_size=16))
     files = root / "files"
     files.mkdir()
     (files / "recipe.yaml").write_text("score: ria\npattern: '2:4'\nskip: ['*.o_proj']\nsamples: 4\nguard: false\n")

@@ -63,7 +63,7 @@ def quantize(
 ) -> None:
     """Write MODEL, pruned or not, with weights of few bits; those that are zero stay zero.
 
-    Plain transformers loads what is written where compressed-tensors is installed, and so do vLLM and SGLang.
+    What is written is in the format pack-quantized: transformers loads it where compressed-tensors is installed.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ class ZerosComparison:
         for name, ours in tensors.items():
             theirs = self._before.read([name])[name]
             if name in self._quantized or self._scales:
-                same = ours.dtype == theirs.dtype and not (ours[theirs == 0] != 0).any()
+                same = ours.dtype == theirs.dtype and not ((theirs == 0) & (ours != 0)).any()
             else:
                 same = ours.dtype == theirs.dtype and bool((ours == theirs).all())
             if not same:
