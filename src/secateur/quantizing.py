@@ -236,7 +236,7 @@ class Quantize:
         quantized = _on_host(found)
         check_held(name, quantized)
         dense = found.dense()
-        parts = as_tensors("weight", quantized, recipe.evenly)
+        parts = as_tensors(f"{name}.weight", quantized, recipe.evenly)
         visit.results.quantized.append(
             QuantizedLayer(
                 name=name,
@@ -248,7 +248,7 @@ class Quantize:
                 nbytes=sum(part.nbytes for part in parts.values()),
             )
         )
-        visit.quantized[f"{name}.weight"] = quantized
+        visit.quantized[f"{name}.weight"] = parts
         stored.copy_(dense)
         block.weight(linear).copy_(dense)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur.checkpoint import Source, Writer, check_finite, load_into
 from secateur.checkpoint.experts import Stacks
-from secateur.checkpoint.quantized import Scheme, as_tensors, decoded
+from secateur.checkpoint.quantized import Scheme, decoded
 from secateur.devices import return_freed_memory
 from secateur.digests import bytes_digest, nonzeros_digest, tensors_digest
 from secateur.models.blocks import Block
@@ -62,7 +62,7 @@ class FolderStore:
             journal: gets a record of each block that is written.
             clock: of the run.
             fold: folds the orders that all blocks share into the tensors of one, as it is read.
-            scheme: of what is quantized.
+            scheme: of what an earlier run has written quantized.
         """
         self._source, self._writer, self._fold, self._scheme = source, writer, fold, scheme
         self._device, self._journal, self._clock = device, journal, clock
@@ -140,11 +140,9 @@ class FolderStore:
         visit.results.quantized[:] = self._with_digests(visit.results.quantized, visit)
         visit.results.unpruned |= unpruned_digests(visit.tensors, pruned)
         tensors = self._source.stacks.split(visit.tensors)
-        for name, weight in visit.quantized.items():
-            assert self._scheme is not None
-            (stored,) = self._source.stacks.parts(name)
-            del tensors[stored]
-            tensors |= as_tensors(stored, weight, self._scheme.symmetric)
+        for name, parts in visit.quantized.items():
+            del tensors[name]
+            tensors |= parts
         self._writer.add(tensors)
         self._journal.keep(visit.block, self._dense.pop(visit.block.prefix), visit.results, seconds)
 

@@ -7,7 +7,6 @@ from torch import Tensor
 from secateur.calibrate.guard import Guard
 from secateur.models.blocks import Block
 from secateur.pruning.result import Results
-from secateur.quantization.grid import QuantizedWeight
 from secateur.stats.inputs import InputStats
 
 
@@ -22,7 +21,8 @@ class Visit:
         stats: of what enters its linears, by their names in the block; those that share their inputs share one object.
         guard: judges its output on held-out samples, if there are any.
         results: of this block alone.
-        quantized: by the full names of tensors, what is written in their stead; ``tensors`` has what it decodes to.
+        quantized: by the full names of tensors, those that are written in their stead; ``tensors`` has what they decode
+            to.
         finished: an earlier run has done the work; nothing was observed.
     """
 
@@ -32,5 +32,5 @@ class Visit:
     stats: dict[str, InputStats]
     guard: Guard | None
     results: Results = field(default_factory=Results)
-    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
+    quantized: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     finished: bool = False
