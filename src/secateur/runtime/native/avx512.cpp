@@ -99,8 +99,8 @@ std::uint64_t mask_block(const std::uint8_t* mask, std::int64_t words) {
     return block;
 }
 
-// A block of weights as int16. Its even and odd columns are apart, because bytes and their halves become int16 by shifts
-// so; conversions in order would wait for the unit that expands.
+// A block of weights as int16. Its even and odd columns are apart, because so bytes and their halves become int16 by
+// shifts; conversions in order would wait for the unit that expands.
 struct Block {
     __m512i even, odd;
 };

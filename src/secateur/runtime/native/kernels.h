@@ -19,10 +19,10 @@ struct Matrix {
     const std::uint8_t* mask;    // rows * words * 4 bytes, bit 0 first; null where every weight is kept
     const void* values;          // row after row; 64 bytes past their end may be read
     const std::int64_t* starts;  // per row and one more, the number of values before it
-    // Of a value: 16 (bfloat16), 8 (int8), or 4 (codes, the first in the lower half of a byte; rows without a mask begin
-    // with a byte).
+    // Of a value: 16 (bfloat16), 8 (int8), or 4 (codes, the first in the lower half of a byte; rows without a mask
+    // begin with a byte).
     int bits;
-    // Of integers only, per row and group of columns: bfloat16; and the codes of zero, of 4 bits, or null where all are 8.
+    // Of integers only, per row and group of columns: bfloat16; and of codes those of zero, or null where all are 8.
     const std::uint16_t* scales;
     const std::uint8_t* zeros;
     std::int64_t groups;

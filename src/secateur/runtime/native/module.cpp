@@ -148,9 +148,10 @@ void multiply(const Kernels& kernels, const Matrix& a, const void* inputs, void*
     }
     if (bfloat16) sums.resize(tokens * a.rows);
     float* products = bfloat16 ? sums.data() : static_cast<float*>(out);
-    share(a, a.rows, threads_for(a, tokens, threads), [=, &a, &x](std::int64_t begin, std::int64_t end, std::int8_t* room) {
-        kernel(a, x, products, begin, end, room);
-    });
+    share(a, a.rows, threads_for(a, tokens, threads),
+          [=, &a, &x](std::int64_t begin, std::int64_t end, std::int8_t* room) {
+              kernel(a, x, products, begin, end, room);
+          });
     if (bfloat16) std::transform(sums.begin(), sums.end(), static_cast<std::uint16_t*>(out), to_bfloat16);
 }
 
@@ -159,9 +160,10 @@ void expand(const Kernels& kernels, const Matrix& a, void* out, bool bfloat16, s
     const Expand kernel = a.bits < 16 ? (bfloat16 ? kernels.integers_to_bfloat16 : kernels.integers_to_float32)
                                    : (bfloat16 ? kernels.bfloat16_to_bfloat16 : kernels.bfloat16_to_float32);
     const std::int64_t row_bytes = a.columns * (bfloat16 ? 2 : 4);
-    share(a, last - first, threads_for(a, 1, threads), [=, &a](std::int64_t begin, std::int64_t end, std::int8_t* room) {
-        kernel(a, static_cast<char*>(out) + begin * row_bytes, first + begin, first + end, room);
-    });
+    share(a, last - first, threads_for(a, 1, threads),
+          [=, &a](std::int64_t begin, std::int64_t end, std::int8_t* room) {
+              kernel(a, static_cast<char*>(out) + begin * row_bytes, first + begin, first + end, room);
+          });
 }
 
 std::vector<const Kernels*> available() {
@@ -200,16 +202,16 @@ NB_MODULE(_native, module) {
                 std::int64_t rows, std::int64_t columns, Address mask, Address values, Address starts, int bits,
                 Address scales, Address zeros, std::int64_t group, int threads) {
                  nb::gil_scoped_release released;
-                 multiply(kernels, packed(rows, columns, mask, values, starts, bits, scales, zeros, group), at<const void>(input),
-                          at<void>(out), bfloat16, tokens, threads);
+                 const Matrix a = packed(rows, columns, mask, values, starts, bits, scales, zeros, group);
+                 multiply(kernels, a, at<const void>(input), at<void>(out), bfloat16, tokens, threads);
              })
         .def("expand",
              [](const Kernels& kernels, Address out, bool bfloat16, std::int64_t first, std::int64_t last,
                 std::int64_t rows, std::int64_t columns, Address mask, Address values, Address starts, int bits,
                 Address scales, Address zeros, std::int64_t group, int threads) {
                  nb::gil_scoped_release released;
-                 expand(kernels, packed(rows, columns, mask, values, starts, bits, scales, zeros, group), at<void>(out), bfloat16,
-                        first, last, threads);
+                 const Matrix a = packed(rows, columns, mask, values, starts, bits, scales, zeros, group);
+                 expand(kernels, a, at<void>(out), bfloat16, first, last, threads);
              });
     nb::list kernels;
     for (const Kernels* set : available()) kernels.append(nb::cast(set, nb::rv_policy::reference));

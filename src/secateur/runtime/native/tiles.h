@@ -13,8 +13,8 @@ namespace {
 void fetch_values(const void* value) { _mm_prefetch(static_cast<const char*>(value) + 2048, _MM_HINT_T0); }
 void fetch_mask(const void* mask) { _mm_prefetch(static_cast<const char*>(mask) + 512, _MM_HINT_T0); }
 
-// The values of a row: floats and int8 where they lie, and codes of 4 bits too where no mask has to move them; else codes
-// one after another in `room`, so that masks move bytes alone.
+// The values of a row: floats and int8 where they lie, and codes of 4 bits too where no mask has to move them; else
+// codes one after another in `room`, so that masks move bytes alone.
 const std::uint16_t* values_of(const Matrix& a, std::int64_t row, const std::uint16_t*) {
     return static_cast<const std::uint16_t*>(a.values) + a.starts[row];
 }
@@ -38,7 +38,8 @@ std::int8_t shift_of(const Matrix& a, std::int64_t group) {
 
 // One row, whose values these are, times some tokens, from `token` on: they share the expansion of the weights.
 template <class Value>
-using Tile = void (*)(const Matrix&, const Inputs&, const Value* value, std::int64_t row, std::int64_t token, float* out);
+using Tile = void (*)(const Matrix&, const Inputs&, const Value* value, std::int64_t row, std::int64_t token,
+                      float* out);
 
 // tiles[n - 1] takes n tokens. Row by row, because the values then come from memory in one long stream.
 template <class Value, int Most>
