@@ -17,7 +17,7 @@ PACKAGE = Path(secateur.__file__).parent
 LAYERS = [
     ["errors", "patterns", "sizes"],  # words that need no torch
     ["progress", "devices", "digests", "files", "memory", "ranks"],
-    ["masks", "stats", "permute", "scores", "importance", "reconstruct"],  # pure functions over tensors
+    ["masks", "stats", "permute", "scores", "importance", "reconstruct", "quantization"],  # pure functions over tensors
     ["recipe", "shrinkage"],  # which of them to use
     ["models", "data"],  # what they work on
     ["checkpoint", "calibrate"],  # where weights and statistics come from
@@ -31,6 +31,8 @@ LAYERS = [
     ],  # what a model is worth, or one to come would take
     ["", "demo", "console", "cli", "__main__"],  # how people reach all of it
 ]
+# Who tells the version of the package, in manifests and in what tells runs apart.
+VERSIONED = {"secateur.pruning.folder", "secateur.shrinking.folder", "secateur.sweeps.sweep"}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -71,12 +73,8 @@ def test_every_package_has_a_layer():
 def test_nothing_downstream_is_imported_upstream(path):
     own = package(dotted(path))
     for other in packages_imported(path):
-        if other == "" and dotted(path) in (
-            "secateur.pruning.folder",
-            "secateur.shrinking.folder",
-            "secateur.sweeps.sweep",
-        ):
-            continue  # the version, for the manifest and what tells rows apart
+        if other == "" and dotted(path) in VERSIONED:
+            continue
         assert LAYER[other] <= LAYER[own], f"{dotted(path)} imports {other or 'secateur'}, of a later layer"
 
 
