@@ -98,7 +98,7 @@ def zeros(folder: str | Path, before: str | Path | None = None) -> tuple[float, 
 
 def measured(folder: str | Path, args: argparse.Namespace) -> Row:
     """Its perplexity on every text."""
-    (found,) = secateur.evaluate(folder, args.data, window=args.window, limit=args.limit)
+    (found,) = secateur.evaluate(folder, args.data, window=args.window, limit=args.limit, dtype=args.dtype)
     return {f"perplexity {Path(text.data).name}": round(text.perplexity, 2) for text in found.texts}
 
 
@@ -126,6 +126,7 @@ def rows(models: Models, args: argparse.Namespace) -> Any:
 
 def main() -> None:
     arguments = parser(__doc__)
+    arguments.add_argument("--dtype", default="auto", help="precision to evaluate in; auto is float32 on a CPU")
     arguments.add_argument("--bits", type=int, default=4, choices=(4, 8))
     arguments.add_argument("--group-size", type=int, default=128)
     arguments.add_argument("--pruned", nargs="*", default=list(RECIPES), choices=list(RECIPES))
