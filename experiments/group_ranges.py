@@ -68,9 +68,9 @@ def main() -> None:
             for block in blocks_of(skeleton, family_of(skeleton)):
                 for linear in block.linears:
                     tensor = block.prefix + linear.tensor
-                    weights = [linear.view(source.read([tensor])[tensor]).float() for source in (dense, pruned)]
-                    check_group(weights[0].shape[1], args.group_size)
-                    sums.add(*weights, args.bits, args.group_size)
+                    before, after = (linear.view(source.read([tensor])[tensor]).float() for source in (dense, pruned))
+                    check_group(before.shape[1], args.group_size)
+                    sums.add(before, after, args.bits, args.group_size)
             show(
                 {
                     "model": name,

@@ -112,7 +112,7 @@ def verify_quantized(folder: Path) -> None:
 
 def quantize(folder: Path) -> None:
     """Without samples."""
-    secateur.quantize(folder, folder.parent / "out", QuantizationRecipe(group_size=16), force=True)
+    secateur.quantize(folder, folder.parent / "out", QuantizationRecipe(method="rtn", group_size=16), force=True)
 
 
 def plan(folder: Path) -> None:
@@ -147,10 +147,10 @@ TARGETS: dict[str, Target] = {
     "packed config": Target("packed", "config.json", damage.in_json, (secateur.load, unpack, secateur.inspect)),
     "packed": Target("packed", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.verify)),
     "int8": Target("int8", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.inspect)),
-    "int4": Target("int4", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.inspect)),
     "quantized config": Target("quantized", "config.json", damage.in_json, (secateur.load, prune, plan)),
     "quantized": Target("quantized", "model-*.safetensors", damage.in_safetensors, (verify_quantized, secateur.load)),
     "quantized manifest": Target("quantized", "secateur.json", damage.in_json, (secateur.verify, prune)),
+    "int4": Target("int4", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.inspect)),
     "recipe": Target("files", "recipe.yaml", damage.in_yaml, (Recipe.load,), of_file=True),
     "grid": Target("files", "grid.yaml", damage.in_yaml, (Grid.load,), of_file=True),
     "text": Target("files", "text.txt", damage.in_bytes, (read_text, read_corpus), of_file=True),

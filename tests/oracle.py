@@ -85,3 +85,33 @@ def sparsegpt(
             weight[:, i], errors[:, i - start] = kept, error
         weight[:, stop:] -= errors @ factor[start:stop, stop:]
     return weight
+
+
+def gptq(
+    weight: Array,
+    gram: Array,
+    mask: NDArray[np.bool_],
+    scales: Array,
+    zeros: Array,
+    bits: int,
+    damping: float = 0.01,
+) -> NDArray[np.uint8]:
+    """GPTQ's codes one column at a time, the loudest first, with the inverse computed anew for what is left.
+
+    ``scales`` and ``zeros`` are those of every weight. Where the mask is false the code is the zero.
+    """
+    weight, gram, width = weight.copy(), gram.copy(), weight.shape[1]
+    dead = np.diag(gram) == 0
+    gram[dead, dead] = 0.5
+    gram[np.arange(width), np.arange(width)] += damping * np.diag(gram).mean()
+    codes = zeros.astype(np.uint8)
+    order = sorted(range(width), key=lambda j: (-gram[j, j], j))
+    for done, j in enumerate(order):
+        left = order[done:]
+        inverse = np.linalg.inv(gram[np.ix_(left, left)])
+        for i in range(len(weight)):
+            if mask[i, j]:
+                codes[i, j] = min(max(round(weight[i, j] / scales[i, j]) + zeros[i, j], 0), 2**bits - 1)
+            value = (float(codes[i, j]) - zeros[i, j]) * scales[i, j]
+            weight[i, left] -= (weight[i, j] - value) / inverse[0, 0] * inverse[0]
+    return codes

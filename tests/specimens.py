@@ -27,8 +27,8 @@ def make(root: Path) -> None:
     secateur.prune(dense, root / "gather", Recipe.from_dict(recipe.to_dict() | {"fold": "gather"}))
     secateur.pack(root / "pruned", root / "packed")
     secateur.pack(root / "pruned", root / "int8", int8=True)
+    secateur.quantize(root / "pruned", root / "quantized", QuantizationRecipe(method="rtn", group_size=16))
     secateur.pack(dense, root / "int4", int4=True)
-    secateur.quantize(root / "pruned", root / "quantized", QuantizationRecipe(group_size=16))
     files = root / "files"
     files.mkdir()
     (files / "recipe.yaml").write_text("score: ria\npattern: '2:4'\nskip: ['*.o_proj']\nsamples: 4\nguard: false\n")

@@ -17,11 +17,18 @@ PACKAGE = Path(secateur.__file__).parent
 LAYERS = [
     ["errors", "patterns", "sizes"],  # words that need no torch
     ["progress", "devices", "digests", "files", "memory", "ranks"],
-    ["masks", "stats", "permute", "scores", "reconstruct", "quantization"],  # pure functions over tensors
-    ["recipe"],  # which of them to use
+    ["masks", "stats", "permute", "scores", "importance", "reconstruct", "quantization"],  # pure functions over tensors
+    ["recipe", "shrinkage"],  # which of them to use
     ["models", "data"],  # what they work on
     ["checkpoint", "calibrate"],  # where weights and statistics come from
-    ["pruning", "quantizing", "runtime", "packing", "inspection"],  # the main job, and running what it wrote
+    [
+        "pruning",
+        "shrinking",
+        "quantizing",
+        "runtime",
+        "packing",
+        "inspection",
+    ],  # the main job, and running what it wrote
     [
         "verification",
         "evaluation",
@@ -32,7 +39,13 @@ LAYERS = [
     ["", "demo", "console", "cli", "__main__"],  # how people reach all of it
 ]
 # Who tells the version of the package, in manifests and in what tells runs apart.
-VERSIONED = {"secateur.pruning.folder", "secateur.pruning.job", "secateur.quantizing", "secateur.sweeps.sweep"}
+VERSIONED = {
+    "secateur.pruning.folder",
+    "secateur.pruning.job",
+    "secateur.quantizing",
+    "secateur.shrinking.folder",
+    "secateur.sweeps.sweep",
+}
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -112,7 +125,9 @@ def test_public_names_are_typed_as_they_are_imported():
 
 
 @pytest.mark.parametrize(
-    "words", [["--version"], ["--help"], ["prune", "--help"], ["prnue"], ["prune", "--scroe", "ria"], []], ids=" ".join
+    "words",
+    [["--version"], ["--help"], ["prune", "--help"], ["shrink", "--help"], ["prnue"], ["prune", "--scroe", "ria"], []],
+    ids=" ".join,
 )
 def test_the_command_line_answers_without_torch(words):
     program = (

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from secateur.importance import METHODS
 from secateur.models.families import FAMILIES
 from secateur.permute.searches import SEARCHES
+from secateur.quantization.methods import QUANTIZATIONS
 from secateur.reconstruct.methods import RECONSTRUCTIONS
 from secateur.scores import SCORES
 
@@ -26,6 +28,8 @@ def listed(file: str, option: str) -> list[str]:
         ("scores.md", "--score", list(SCORES)),
         ("permutation.md", "--permute", ["none", *SEARCHES]),
         ("reconstruction.md", "--reconstruct", ["none", *RECONSTRUCTIONS]),
+        ("structured.md", "--method", list(METHODS)),
+        ("quantization.md", "--method", list(QUANTIZATIONS)),
     ],
 )
 def test_a_table_of_methods_lists_them_all(file, option, names):

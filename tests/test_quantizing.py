@@ -36,7 +36,7 @@ def root(tmp_path_factory):
 
 
 def recipe_of(root, **more):
-    plain = QuantizationRecipe(group_size=16, calibration=str(root / "text.txt"), samples=4, length=32)
+    plain = QuantizationRecipe(method="rtn", group_size=16, calibration=str(root / "text.txt"), samples=4, length=32)
     return replace(plain, **more)
 
 
@@ -137,7 +137,7 @@ def test_a_model_that_was_never_pruned(root, tmp_path):
 def test_plain_transformers_computes_the_same(name, symmetric, tmp_path):
     pytest.importorskip("compressed_tensors")
     dense = pico.save(name, tmp_path / "dense", torch.bfloat16)
-    secateur.quantize(dense, tmp_path / "out", QuantizationRecipe(group_size=16, symmetric=symmetric))
+    secateur.quantize(dense, tmp_path / "out", QuantizationRecipe(method="rtn", group_size=16, symmetric=symmetric))
     ours, theirs = secateur.load(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
         assert torch.equal(ours(pico.tokens()).logits, theirs(pico.tokens()).logits)
@@ -229,7 +229,7 @@ def test_groups_that_do_not_fit_are_refused_with_those_that_would(root, tmp_path
 def test_linears_that_the_format_does_not_hold(name, message, tmp_path):
     dense = pico.save(name, tmp_path / "dense")
     with pytest.raises(InputError, match=message):
-        secateur.quantize(dense, tmp_path / "out", QuantizationRecipe(group_size=16))
+        secateur.quantize(dense, tmp_path / "out", QuantizationRecipe(method="rtn", group_size=16))
 
 
 def test_folders_that_are_packed_gathered_or_quantized(root, tmp_path):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from secateur.recipe import QuantizationRecipe, Recipe
     from secateur.runtime.generation import generate
     from secateur.runtime.loading import load
+    from secateur.shrinkage import Shrinkage
+    from secateur.shrinking.folder import shrink
     from secateur.sweeps.sweep import sweep
     from secateur.verification.verify import verify
 
@@ -29,6 +31,7 @@ __all__ = [
     "InputError",
     "QuantizationRecipe",
     "Recipe",
+    "Shrinkage",
     "__version__",
     "bench",
     "evaluate",
@@ -40,6 +43,7 @@ __all__ = [
     "prune",
     "prune_module",
     "quantize",
+    "shrink",
     "sweep",
     "unpack",
     "verify",
@@ -48,6 +52,7 @@ __all__ = [
 _HOMES = {
     "QuantizationRecipe": "secateur.recipe",
     "Recipe": "secateur.recipe",
+    "Shrinkage": "secateur.shrinkage",
     "bench": "secateur.benchmark.measuring",
     "evaluate": "secateur.evaluation.evaluate",
     "generate": "secateur.runtime.generation",
@@ -58,6 +63,7 @@ _HOMES = {
     "prune": "secateur.pruning.folder",
     "prune_module": "secateur.pruning.module",
     "quantize": "secateur.quantizing",
+    "shrink": "secateur.shrinking.folder",
     "sweep": "secateur.sweeps.sweep",
     "unpack": "secateur.packing",
     "verify": "secateur.verification.verify",

@@ -120,7 +120,7 @@ def pack(
                 f"(a zero with a minus sign counts as a weight), or their type is none of {types}"
             )
         config = {"model_type": PACKED_TYPE, "base": _unquantized(read_object(folder / "config.json"))}
-        writer.finish(folder, _manifest(folder), read_orders(folder), config=config)
+        writer.finish(folder, _manifest(folder), read_orders(folder, whole=False), config=config)
     after = sum(packed.values())
     return Packing(str(model), int8, int4, len(packed), before, after, total, total - before + after)
 
@@ -155,7 +155,7 @@ def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress:
             writer.add(source.stacks.split(source.read(names)))
             progress.advance(1)
         config = read_object(folder / "config.json")["base"]
-        writer.finish(folder, _manifest(folder), read_orders(folder), config=config)
+        writer.finish(folder, _manifest(folder), read_orders(folder, whole=False), config=config)
 
 
 def bits_of(int8: bool, int4: bool) -> int | None:

@@ -19,7 +19,8 @@ from secateur.devices import threads
 from secateur.errors import InputError
 from secateur.files import MOST_BYTES_OF_LISTS, member, read_object
 from secateur.models.blocks import blocks_of, family_of, left_dense
-from secateur.models.spaces import Linear, reader_groups
+from secateur.models.scale import scalable, scale_readers, shared
+from secateur.models.spaces import Family, Linear, reader_groups
 from secateur.progress import Clock, Progress
 from secateur.pruning.footprint import quantizing
 from secateur.pruning.job import Job, opened, settle
@@ -29,6 +30,7 @@ from secateur.pruning.prepare import Selection, check_each, leave_out_skipped
 from secateur.pruning.result import QuantizedLayer, Results, versions
 from secateur.pruning.store import FolderStore, finished_blocks, unpruned_digests
 from secateur.pruning.visit import Visit
+from secateur.quantization.awq import find_scales
 from secateur.quantization.grid import Grid, QuantizedWeight, check_group
 from secateur.quantization.methods import QUANTIZATIONS, Unquantized
 from secateur.ranks import Ranks
@@ -58,7 +60,7 @@ def quantize(
     Args:
         model: a hub name, a folder, or a ``.gguf`` file.
         out: the folder to write; it appears only when it is complete.
-        recipe: what to do; by default rounding to 4 bits in groups of 128.
+        recipe: what to do; by default GPTQ at 4 bits in groups of 128, calibrated on C4.
         force: replace a model folder that Secateur wrote.
         resume: go on after the last block that a run to ``out`` had finished when it was cut short, if there was one:
             the bytes are those of a run that was not.
@@ -191,7 +193,7 @@ def _run(
         with clock("write"):
             writer.add(job.source.stacks.split(job.outer))
             results = [Results(unpruned=unpruned_digests(job.outer))]
-        work = Quantize(recipe, store, progress, clock, results)
+        work = Quantize(recipe, job.task.family, store, progress, clock, results)
         job.write_blocks(store, rooms, progress, clock, work, finished)
     return Results.of(results)
 
@@ -205,6 +207,7 @@ class Quantize:
     """
 
     recipe: QuantizationRecipe
+    family: Family
     store: FolderStore
     progress: Progress
     clock: Clock
@@ -217,6 +220,9 @@ class Quantize:
             with self.clock("read"):
                 self.store.restore(visit)
         else:
+            if QUANTIZATIONS[self.recipe.method].scales:
+                with self.clock("scale"):
+                    self._scale(visit)
             for group in reader_groups(visit.block.linears):
                 self.progress.at(f"{visit.where} · {' + '.join(linear.name for linear in group)}")
                 with self.clock("quantize"):
@@ -226,6 +232,22 @@ class Quantize:
             with self.clock("write"):
                 self.store.write(visit)
         self.results.append(visit.results)
+
+    def _scale(self, visit: Visit) -> None:
+        """Scale the channels at all places of a block where that is exact, and changes no linear that is skipped."""
+        block, recipe = visit.block, self.recipe
+        for group in reader_groups(block.linears):
+            reader, stats = group[0], visit.stats[group[0].name]
+            gram = stats.gram
+            if gram is None or not scalable(self.family, reader, block.linears):
+                continue
+            self.progress.at(f"{visit.where} · scales of {' + '.join(linear.name for linear in group)}")
+            weights = [block.stored(linear, visit.tensors).to(block.device).float() for linear in group]
+            sizes = shared(stats.square_sum, self.family, reader).sqrt().float()
+            scales = find_scales(weights, gram, sizes, recipe.bits, recipe.group_size, recipe.evenly)
+            scale_readers(visit.tensors, block.prefix, self.family, reader, scales.cpu())
+            visit.stats |= dict.fromkeys((linear.name for linear in group), stats.divided(scales))
+        self.store.load(block, visit.tensors)
 
     def _quantize(self, visit: Visit, linear: Linear, stats: InputStats | None) -> None:
         block, name = visit.block, visit.block.full_name(linear)

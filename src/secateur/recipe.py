@@ -378,7 +378,7 @@ class QuantizationRecipe(Options):
         InputError: when it is built with values that make no sense.
     """
 
-    method: Annotated[MethodName, _QUANTIZATION, _METHODS] = "rtn"
+    method: Annotated[MethodName, _QUANTIZATION, _METHODS] = "gptq"
     """How weights come onto their levels, one of :data:`~secateur.quantization.methods.QUANTIZATIONS`."""
 
     bits: Annotated[Literal[4, 8], _QUANTIZATION] = 4

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import secateur
 from secateur.masks import obeys
 from secateur.models.blocks import blocks_of, family_of
-from secateur.models.fold import by_head, fold_block, fold_outer, join_heads, spread_to_queries
+from secateur.models.fold import by_head, fold_outer, join_heads, select_block, spread_to_queries
 from secateur.patterns import NM
 from secateur.permute.orders import inverse
 from secateur.recipe import Recipe
@@ -58,7 +58,7 @@ def test_random_orders_keep_the_logits(name, rule):
                 read = spread_to_queries(written, family.heads)
             elif rule == "block" and readers:
                 written = read = torch.randperm(block.weight(readers[0]).shape[1])
-            fold_block(tensors, block.prefix, family, space, written, read)
+            select_block(tensors, block.prefix, family, {space: written}, {space: read})
     assert any(not torch.equal(tensors[key], value) for key, value in model.state_dict().items())
     model.load_state_dict(tensors)
     with torch.no_grad():

@@ -70,3 +70,24 @@ def test_ranks_sample_the_rows_that_one_would():
     before, after = gather(x[:13], stride=7), InputStats(1, 7, first=13)
     after.update(x[13:])
     assert torch.equal(torch.cat([before.sample, after.sample]), x[::7])
+
+
+def test_divided_statistics_are_those_of_divided_inputs():
+    draw = torch.Generator().manual_seed(0)
+    inputs, order = torch.randn(3, 40, 16, generator=draw), torch.randperm(16, generator=draw)
+    scales = torch.randint(-3, 4, (16,), generator=draw).float().exp2()
+    whole, divided = (InputStats(16, stride=7, gram=True) for _ in range(2))
+    whole.update(inputs)
+    divided.update(inputs / scales)
+    assert whole.damped is not whole.divided(scales).damped  # what has been computed is of what was there
+    for found, expected in [
+        (whole.divided(scales), divided),
+        (whole.divided(scales).select(order), divided.select(order)),
+        (whole.select(order).divided(scales[order]), divided.select(order)),
+        (whole.divided(scales).divided(1 / scales), whole),
+    ]:
+        assert (found.tokens, found.sequences) == (expected.tokens, expected.sequences)
+        torch.testing.assert_close(found.gram, expected.gram)
+        torch.testing.assert_close(found.damped.matrix, expected.damped.matrix)
+        torch.testing.assert_close(found.square_sum, expected.square_sum)
+        assert torch.equal(found.sample, expected.sample)

@@ -9,7 +9,7 @@ import torch
 from secateur.benchmark.machine import Machine, this_machine
 from secateur.benchmark.pairs import check_device, check_sparse, pairs_of
 from secateur.benchmark.rounds import Timing, time_model, time_modules
-from secateur.benchmark.structured import half_width_model
+from secateur.benchmark.structured import half_width_model, shrunk_model
 from secateur.benchmark.timing import Measurement, Workload
 from secateur.checkpoint import Source, context_of, local_folder
 from secateur.devices import choose_device
@@ -45,8 +45,9 @@ class Benchmark:
         tokens: tokens that were decoded in each round.
         modules: times of linears by role, all blocks together.
         end_to_end: times of the whole model.
-        structured: times of a dense model of half the width, where that was asked for; its ``sparse`` seconds
-            are those of the narrow model.
+        structured: times of a smaller dense model, where that was asked for; its ``sparse`` seconds are those of the
+            smaller model.
+        shrunk: the smaller model, as it was named; None for a random one of half the width.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Benchmark:
     modules: list[Measurement]
     end_to_end: list[Measurement]
     structured: list[Measurement]
+    shrunk: str | None = None
 
     @property
     def slower(self) -> list[Measurement]:
@@ -88,6 +90,7 @@ def bench(
     int8: bool = False,
     int4: bool = False,
     structured: bool = False,
+    shrunk: str | Path | None = None,
     device: str = "auto",
     form: str = "auto",
     progress: Progress | None = None,
@@ -108,6 +111,7 @@ def bench(
         int8: round the weights to int8, on a CPU.
         int4: round them to 4 bits, on a CPU.
         structured: time a dense model of half the width as well, end to end.
+        shrunk: the same of a model that :func:`secateur.shrink` made of this one; ``model`` may be dense then.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
         form: on a GPU, the form of pruned linears: ``auto`` (the fastest), ``dense``, ``2:4`` or ``packed``.
         progress: is told how far it is.
@@ -119,6 +123,8 @@ def bench(
         raise InputError("batch, length and tokens are numbers from 1 on")
     if rounds < 2:
         raise InputError(f"{rounds} rounds show no spread: take at least 2")
+    if structured and shrunk is not None:
+        raise InputError("--structured times a random model of half the width, and --shrunk a model of yours: give one")
     chosen = choose_device(device)
     bits = bits_of(int8, int4)
     check_device(chosen, bits)
@@ -131,15 +137,18 @@ def bench(
         loaded = load(folder, torch.bfloat16, chosen, form)
         skeleton = source.skeleton(torch.bfloat16)
         pairs, left = pairs_of(loaded, blocks_of(skeleton, family_of(skeleton)), chosen, bits)
-        check_sparse(pairs, left, loaded.choices, chosen, str(model))
+        if pairs or shrunk is None:
+            check_sparse(pairs, left, loaded.choices, chosen, str(model))
         narrow = half_width_model(source.config, torch.bfloat16, chosen) if structured else None
+        if shrunk is not None:
+            narrow = shrunk_model(shrunk, source.config, chosen)
         sequences = [(b, n) for b in batch for n in length]
         workloads = [Workload("decode", b) for b in batch] + [Workload("prefill", b, n) for b, n in sequences]
         work = sum(workload.tokens for workload in workloads) + sum(b * (n + tokens) for b, n in sequences)
         progress.start("bench", work * (rounds + 1))
         timing = Timing(rounds, tokens, chosen, progress)
         with torch.inference_mode():
-            modules = [row for workload in workloads for row in time_modules(pairs, workload, timing)]
+            modules = [row for workload in workloads if pairs for row in time_modules(pairs, workload, timing)]
             whole = [time_model(loaded, pairs, narrow, b, n, timing) for b, n in sequences]
     return Benchmark(
         model=str(model),
@@ -158,4 +167,5 @@ def bench(
         modules=modules,
         end_to_end=sorted((row for x in whole for row in x.sparse), key=lambda row: row.workload.phase),
         structured=sorted((row for x in whole for row in x.structured), key=lambda row: row.workload.phase),
+        shrunk=None if shrunk is None else str(shrunk),
     )

@@ -37,8 +37,8 @@ class ModelTimes:
     """Times of the whole model: prefill, and one step of decoding.
 
     Attributes:
-        sparse: sparse weights against dense ones.
-        structured: a dense model of half the width against the dense one; empty without one.
+        sparse: sparse weights against dense ones; empty where there are none.
+        structured: a smaller dense model against the dense one; empty without one.
         graph: whether decoding ran in a CUDA graph.
         prefill_graph: whether prefill did.
     """
@@ -84,10 +84,12 @@ def time_model(
     length: int,
     timing: Timing,
 ) -> ModelTimes:
-    """The whole model on random tokens, and ``narrow``, a dense model of half the width."""
+    """The whole model on random tokens, and ``narrow``, a smaller dense model."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (batch, length), generator=generator).to(model.device)
-    models = dict.fromkeys(VARIANTS, model) | ({} if narrow is None else {"structured": narrow})
+    models = dict.fromkeys(VARIANTS if pairs else VARIANTS[:1], model) | (
+        {} if narrow is None else {"structured": narrow}
+    )
     runs = {name: Continuation(each, ids, timing.tokens, repeated=True) for name, each in models.items()}
     seconds = stopwatch(timing.device)
     prefill: dict[str, list[float]] = {name: [] for name in runs}
@@ -109,7 +111,7 @@ def time_model(
         ]
 
     in_graphs = [all(run.graph for run in runs.values()), all(run.prefill_graph for run in runs.values())]
-    return ModelTimes(rows("sparse"), rows("structured") if narrow is not None else [], *in_graphs)
+    return ModelTimes(rows("sparse") if pairs else [], rows("structured") if narrow is not None else [], *in_graphs)
 
 
 def _run(stack: Sequence[tuple[nn.Module, Tensor]]) -> None:

@@ -1,14 +1,18 @@
-"""A dense model of half the width: what structured pruning at 50 % leaves, as far as speed goes.
+"""A smaller dense model to time beside a pruned one, as the RIA paper's Table 9 does beside 2:4.
 
-The RIA paper's Table 9 times it beside 2:4. Speed asks for shapes only, so the weights are random.
+Either one that was made by structured pruning, or what that leaves at 50 % as far as speed goes: a random model of
+half the width, since speed asks for shapes only.
 """
 
 import copy
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from secateur.checkpoint import context_of, local_folder
 from secateur.errors import InputError
+from secateur.runtime.loading import load
 
 
 def half_width(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -38,3 +42,20 @@ def half_width_model(config: PreTrainedConfig, dtype: torch.dtype, device: torch
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(half_width(config), dtype=dtype)
     return model.eval()
+
+
+def shrunk_model(name: str | Path, config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
+    """The model called ``name``, in bfloat16, which takes the same tokens as the one of ``config``.
+
+    Raises:
+        InputError: when it cannot be read, or takes others.
+    """
+    with local_folder(str(name)) as folder:
+        model = load(folder, torch.bfloat16, device, "dense")
+    for what, ours, theirs in (
+        ("tokens in its vocabulary", config.get_text_config().vocab_size, model.config.get_text_config().vocab_size),
+        ("tokens of context", context_of(config), context_of(model.config)),
+    ):
+        if ours != theirs:
+            raise InputError(f"{name} has {theirs} {what}, and the model beside it {ours}: they are not of one kind")
+    return model

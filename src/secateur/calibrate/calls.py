@@ -75,7 +75,6 @@ def record(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], 
     return calls
 
 
-@torch.no_grad()
 def finish(model: nn.Module, blocks: Sequence[Block], batch: Batch, output: Any) -> Any:
     """What ``model`` makes of a batch when ``output`` is what its last block gives: its last norm and head, mostly.
 

@@ -146,7 +146,11 @@ class Stream:
     @torch.no_grad()
     def run(self, index: int, batch: int, states: Tensor | None = None) -> Tensor:
         """What block ``index`` as it is now makes of a batch, ``(B, L, H)``: of ``states``, or its hidden states."""
-        states, call = self.hidden[batch] if states is None else states, self._calls[index][batch]
+        return self.call(index, batch, self.hidden[batch] if states is None else states)
+
+    def call(self, index: int, batch: int, states: Tensor) -> Tensor:
+        """The same of ``states``, through which gradients may go back."""
+        call = self._calls[index][batch]
         self._runs += 1
         if self._runs % RUNS_PER_TRIM == 0 and states.device.type == "cpu":
             return_freed_memory()
@@ -158,9 +162,13 @@ class Stream:
         self._besides = output[1:] if isinstance(output, tuple) else None
         return output[0] if isinstance(output, tuple) else output
 
+    @torch.no_grad()
     def output(self, batch: int) -> Any:
         """What the model makes of a batch whose hidden states have left the last block: logits, mostly."""
-        states = self.hidden[batch]
+        return self.answer(batch, self.hidden[batch])
+
+    def answer(self, batch: int, states: Tensor) -> Any:
+        """The same of ``states`` that left it, through which gradients may go back."""
         answer = states if self._besides is None else (states, *self._besides)
         return finish(self._model, self.blocks, self._batches[batch], answer)
 

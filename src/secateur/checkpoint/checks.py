@@ -73,8 +73,11 @@ def check(source: Source) -> bool:
     return True
 
 
-def read_orders(folder: Path) -> dict[str, Tensor]:
-    """The orders of channels that a pruned folder records, int64, by space or linear; none if it has none.
+def read_orders(folder: Path, *, whole: bool = True) -> dict[str, Tensor]:
+    """The orders of channels that a folder records, int64, by space or linear; none if it has none.
+
+    Args:
+        whole: each is to be an order of all channels; else it may be one of those that were left (``secateur shrink``).
 
     Raises:
         InputError: when one of them is no order.
@@ -84,13 +87,18 @@ def read_orders(folder: Path) -> dict[str, Tensor]:
     with reading(path) as file:
         orders = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     for name, order in orders.items():
-        if order.dtype != torch.int64 or order.ndim != 1 or not _is_order(order, len(order)):
+        plain = order.dtype == torch.int64 and order.ndim == 1
+        if not plain or not (_is_order(order, len(order)) if whole else _is_selection(order)):
             raise InputError(f"{path} is damaged: {name} is no order of channels")
     return orders
 
 
 def _is_order(order: Tensor, size: int) -> bool:
     return torch.equal(order.sort().values, torch.arange(size))
+
+
+def _is_selection(order: Tensor) -> bool:
+    return bool((order >= 0).all()) and len(order.unique()) == len(order)
 
 
 def check_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:

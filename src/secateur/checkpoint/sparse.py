@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InputError
-from secateur.quantization.grid import Grid, QuantizedWeight, fit_best
+from secateur.quantization.grid import Grid, QuantizedWeight, fit_nearest
 
 # Rows of the mask are padded to whole words of so many columns.
 WORD = 32
@@ -187,7 +187,7 @@ def pack_int4(weight: Tensor, group: int = GROUP) -> SparseWeight:
     """
     _check_finite(weight, "int4")
     wide = torch.nn.functional.pad(weight.float(), (0, -weight.shape[1] % group))
-    grid = fit_best(wide, 4, group)
+    grid = fit_nearest(wide, 4, group)
     packed = _of_codes(grid, grid.codes(wide)[:, : weight.shape[1]], weight != 0, weight.dtype)
     return _check_range(packed, "int4")
 

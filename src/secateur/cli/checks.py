@@ -113,15 +113,15 @@ def inspect(model: str, /, *, json: Json = False) -> None:
 
 @app.command
 def verify(model: str, /, *, dense: str | None = None, json: Json = False) -> None:
-    """Prove from the files that MODEL obeys its pattern as stored; exit with 1 if it does not.
+    """Prove from the files that MODEL is as it was pruned or shrunk; exit with 1 if it is not.
 
     Parameters
     ----------
     model
-        A folder that was written by prune or quantize.
+        A folder that was written by prune, quantize or shrink.
     dense
-        The model that was pruned: prove also that the weights and logits are its own, masked and reordered. The model
-        that was quantized: prove also that what is zero there is zero here.
+        The model that it was made of: prove also that the weights are its own, masked, reordered or selected, and the
+        logits of a pruned model; and of a quantized one that what is zero there is zero here.
     """
     from secateur.console.models import verdict_text
     from secateur.console.terminal import out

@@ -1,4 +1,4 @@
-"""Commands that make models: prune, quantize, pack, unpack, demo."""
+"""Commands that make models: prune, shrink, quantize, pack, unpack, demo."""
 
 import dataclasses
 from pathlib import Path
@@ -9,6 +9,7 @@ from cyclopts import Parameter
 import secateur
 from secateur.cli.common import Force, Json, Quiet, app, print_json, progress_for
 from secateur.recipe import QuantizationRecipe, Recipe
+from secateur.shrinkage import Shrinkage
 
 
 @app.command
@@ -46,6 +47,37 @@ def prune(
         terminal.print(pruning_table(manifest))
         for note in pruning_notes(manifest):
             terminal.print(note, highlight=False)
+        terminal.print(f"written to {out}", highlight=False)
+
+
+@app.command
+def shrink(
+    model: str,
+    /,
+    *,
+    out: Path,
+    options: Annotated[Shrinkage, Parameter(name="*")] = Shrinkage(),  # noqa: B008 (frozen)
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove heads and channels of MODEL, or whole blocks, and write the smaller model: a plain Hugging Face folder.
+
+    Parameters
+    ----------
+    model
+        A hub name, a folder, or a .gguf file.
+    out
+        The folder to write.
+    """
+    from secateur.console.models import shrinking_text
+    from secateur.console.terminal import out as terminal
+
+    manifest = secateur.shrink(model, out, options, force=force, progress=progress_for(quiet))
+    if json:
+        print_json(manifest)
+    else:
+        terminal.print(shrinking_text(manifest))
         terminal.print(f"written to {out}", highlight=False)
 
 

@@ -69,6 +69,7 @@ def bench(
     int8: bool | None = None,
     int4: bool | None = None,
     structured: bool | None = None,
+    shrunk: str | None = None,
     device: str | None = None,
     form: str | None = None,
     plot: Path | None = None,
@@ -101,6 +102,8 @@ def bench(
         Round the weights to 4 bits, on a CPU.
     structured
         Time a dense model of half the width as well, end to end.
+    shrunk
+        Time a model that shrink made of this one as well, end to end. MODEL may be dense then.
     device
         auto (a GPU if there is one, the default), cpu, cuda, …
     form
@@ -119,6 +122,7 @@ def bench(
         "int8": int8,
         "int4": int4,
         "structured": structured,
+        "shrunk": shrunk,
         "device": device,
         "form": form,
     }
@@ -128,7 +132,7 @@ def bench(
     if plot:
         check_plot(plot)
     result = secateur.bench(model, **given, progress=progress_for(quiet))
-    tables = [speed.modules_table(result), speed.model_table(result)]
+    tables = [speed.modules_table(result), speed.model_table(result)] if result.linears else []
     if result.structured:
         tables.append(speed.structured_table(result))
     if result.choices:
@@ -137,5 +141,5 @@ def bench(
         print_json(dataclasses.asdict(result) | {"slower": [dataclasses.asdict(x) for x in result.slower]})
     else:
         print_tables(tables, speed.benchmark_notes(result))
-    if plot:
+    if plot and result.linears:
         draw(result, plot)

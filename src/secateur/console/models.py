@@ -13,7 +13,7 @@ from rich.text import Text
 from secateur.inspection import Inspection
 from secateur.packing import Packing
 from secateur.pruning.linear import FEWEST_TOKENS
-from secateur.verification.verify import Verdict
+from secateur.verification.verdict import Verdict
 
 # A share of the weights below this, such as a convolution of a hybrid model, is not worth a note.
 WORTH_SAYING = 0.005
@@ -125,6 +125,17 @@ def quantization_notes(manifest: dict[str, Any]) -> list[str]:
     return notes
 
 
+def shrinking_text(manifest: dict[str, Any]) -> Text:
+    """What was removed, and what the config says now."""
+    asked, weights = manifest["shrinkage"]["sparsity"], manifest["weights"]
+    lines = [
+        f"{manifest['method']}: {manifest['sparsity']:.2%} of the weights of the blocks' linears are gone "
+        f"({asked:.2%} were to go): {weights['dense'] / 1e6:,.1f} → {weights['kept'] / 1e6:,.1f} million",
+        *(f"{name}: {value}" for name, value in manifest["config"].items() if not isinstance(value, list)),
+    ]
+    return Text("\n".join(lines))
+
+
 def verdict_text(verdict: Verdict) -> Text:
     """What was checked, or what failed."""
     if not verdict.passed:
@@ -132,7 +143,8 @@ def verdict_text(verdict: Verdict) -> Text:
         return Text(f"{verdict.model} FAILED\n" + "\n".join(lines), style="bold red")
     measured = verdict.logit_difference
     lines = [*verdict.checked, *([f"largest difference of a logit: {measured:.1e} of the largest"] if measured else [])]
-    return Text(f"{verdict.model}: {'; '.join(lines)}\nnot checked: {'; '.join(verdict.unchecked)}")
+    unchecked = f"\nnot checked: {'; '.join(verdict.unchecked)}" if verdict.unchecked else ""
+    return Text(f"{verdict.model}: {'; '.join(lines)}{unchecked}")
 
 
 def layers_table(found: Inspection) -> Table:

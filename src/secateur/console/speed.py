@@ -67,9 +67,10 @@ def model_table(result: Benchmark) -> Table:
 
 
 def structured_table(result: Benchmark) -> Table:
-    """The same for a dense model of half the width against the dense one."""
-    table = Table("", title="a dense model of half the width (structured 50 %), end to end")
-    for column in ("dense bfloat16", "half the width", "times as fast"):
+    """The same for a smaller dense model against the dense one."""
+    half = "a dense model of half the width (structured 50 %)"
+    table = Table("", title=escape(f"{result.shrunk or half} beside {result.model}, end to end"))
+    for column in ("dense bfloat16", "shrunk" if result.shrunk else "half the width", "times as fast"):
         table.add_column(column, justify="right")
     _add_end_to_end(table, result.structured)
     return table
@@ -125,6 +126,8 @@ def _spread(x: Spread) -> str:
 
 def benchmark_notes(result: Benchmark) -> list[str]:
     """Where sparse weights were slower, or the same as dense ones, and what one must know to read the tables."""
+    if not result.linears:
+        return [f"{result.machine}; medians of {result.rounds} rounds, quartiles in brackets"]
     slower: dict[str, list[str]] = {}
     for row in result.slower:
         slower.setdefault(str(row.workload), []).append(f"{row.part} {row.speedup.median:.2f}×")

@@ -33,6 +33,7 @@ _ATTENTION = (
     Linear("self_attn.o_proj", "value", "residual"),
 )
 _QKV = ("query", "key", "value")
+_HEADS = {"query": "num_attention_heads", "key": "num_key_value_heads"}
 
 
 def _gated(norm: str) -> tuple[Linear, ...]:
@@ -51,8 +52,10 @@ def llama(config: Any) -> Family:
         linears=_ATTENTION + _gated("post_attention_layernorm"),
         rules=_RULES,
         heads=_heads(config),
+        sizes=_HEADS | {"mlp": "intermediate_size"},
         inside=_norms(["input_layernorm", "post_attention_layernorm"]),
         outside=_ends("model.embed_tokens", "model.norm"),
+        scaled_by={"value": ("self_attn.v_proj", 0), "mlp": ("mlp.up_proj", 0)},
     )
 
 
@@ -64,6 +67,7 @@ def gemma(config: Any) -> Family:
         name="gemma",
         linears=_ATTENTION + _gated("pre_feedforward_layernorm"),
         inside=_norms(["input_layernorm", *sandwich]),
+        unit_offset=True,
     )
 
 
@@ -78,6 +82,7 @@ def phi3(config: Any) -> Family:
             Linear("mlp.gate_up_proj", "residual", ("mlp", "mlp"), "post_attention_layernorm"),
             Linear("mlp.down_proj", "mlp", "residual"),
         ),
+        scaled_by={"value": ("self_attn.qkv_proj", 2), "mlp": ("mlp.gate_up_proj", 1)},
     )
 
 
@@ -87,6 +92,7 @@ def experts(config: Any) -> Family:
     Blocks may have a dense MLP instead (Qwen3-MoE's ``mlp_only_layers``).
     """
     count = getattr(config, "num_local_experts", None) or config.num_experts
+    width = "moe_intermediate_size" if hasattr(config, "moe_intermediate_size") else "intermediate_size"
     each = [
         linear
         for e in range(count)
@@ -107,8 +113,9 @@ def experts(config: Any) -> Family:
         name="experts",
         linears=base.linears + tuple(each),
         rules=_RULES | {f"mlp.{e}": "block" for e in range(count)},
+        sizes=_HEADS | {f"mlp.{e}": width for e in range(count)},
         inside=(*base.inside, Carrier("mlp.gate.weight", 1, "residual")),
-        gathers=False,  # the router reads what the experts read
+        scaled_by={**base.scaled_by} | {f"mlp.{e}": (f"mlp.experts.{e}.gate_up_proj", 1) for e in range(count)},
     )
 
 
@@ -123,6 +130,7 @@ def opt(config: Any) -> Family:
     )
     # Without a norm in front q/k/v and fc1 still read at different places.
     attention, mlp = "self_attn_layer_norm" if before else "", "final_layer_norm" if before else "self_attn_layer_norm"
+    relu = {"mlp": ("fc1", 0)} if config.activation_function == "relu" else {}
     return Family(
         name="opt",
         blocks=f"{root}.layers",
@@ -136,13 +144,15 @@ def opt(config: Any) -> Family:
         ),
         rules=_RULES,
         heads=_heads(config),
+        sizes={"mlp": "ffn_dim"},  # as many channels of heads as the residual space has, here and below
         inside=_norms(["self_attn_layer_norm", "final_layer_norm"], bias=True),
         outside=(
             *embedding,
             Carrier(f"{root}.embed_positions.weight", 1, "residual"),
             *_norms([f"{root}.final_layer_norm"], bias=True),
         ),
-        gathers=before,
+        pre_norm=before,
+        scaled_by={"value": ("self_attn.v_proj", 0), **relu},
     )
 
 
@@ -159,11 +169,13 @@ def gpt2(config: Any) -> Family:
         ),
         rules=_RULES,
         heads=_heads(config),
+        sizes={"mlp": "n_inner"},
         inside=_norms(["ln_1", "ln_2"], bias=True),
         outside=(
             *_ends("transformer.wte", "transformer.ln_f", bias=True),
             Carrier("transformer.wpe.weight", 1, "residual"),
         ),
+        scaled_by={"value": ("attn.c_attn", 2)},
     )
 
 
@@ -183,6 +195,7 @@ def _fused_by_head(
         heads=_heads(config),
         inside=_norms(dict.fromkeys(norms), bias=True),
         outside=ends,
+        scaled_by={"value": (f"{attention}.query_key_value", 2)},
     )
 
 
@@ -190,7 +203,8 @@ def gpt_neox(config: Any) -> Family:
     """GPT-NeoX and Pythia: q/k/v fused head by head."""
     norms = ("input_layernorm", "post_attention_layernorm")
     ends = _ends("gpt_neox.embed_in", "gpt_neox.final_layer_norm", bias=True)
-    return _fused_by_head(config, "gpt_neox", "gpt_neox.layers", "attention", norms, ends)
+    family = _fused_by_head(config, "gpt_neox", "gpt_neox.layers", "attention", norms, ends)
+    return replace(family, sizes={"mlp": "intermediate_size"})
 
 
 def bloom(config: Any) -> Family:
@@ -201,7 +215,7 @@ def bloom(config: Any) -> Family:
         *_norms(["transformer.word_embeddings_layernorm"], bias=True),
     )
     family = _fused_by_head(config, "bloom", "transformer.h", "self_attention", norms, ends)
-    return replace(family, gathers=not config.apply_residual_connection_post_layernorm)
+    return replace(family, pre_norm=not config.apply_residual_connection_post_layernorm)
 
 
 def falcon(config: Any) -> Family:
@@ -213,7 +227,7 @@ def falcon(config: Any) -> Family:
     family = _fused_by_head(config, "falcon", "transformer.h", "self_attention", norms, ends)
     queries, _, width = family.heads
     shared = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else queries
-    return replace(family, heads=(queries, shared, width))
+    return replace(family, heads=(queries, shared, width), sizes={"mlp": "ffn_hidden_size"})
 
 
 # By the ``model_type`` of a Hugging Face config: a family may depend on what else the config says.

@@ -1,9 +1,12 @@
-"""Reorder the channels of a space in the weights themselves (RIA, Appendix F.1, and what it leaves out).
+"""Select along channel spaces in the weights themselves (RIA, Appendix F.1, and what it leaves out).
 
 Selecting along a space means: the rows and biases of every linear that writes it, the columns of every
-linear that reads it, and whatever else lies along it. The model then computes what it did before, in
-another order of channels inside, as long as the family's rule for the space is kept.
+linear that reads it, and whatever else lies along it. Of all channels, in another order: the model then computes what
+it did before, as long as the family's rule for the space is kept. Of some channels: it computes what it would with the
+others' contributions gone.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,37 +16,82 @@ from secateur.models.spaces import Family, Heads, Linear
 Tensors = dict[str, Tensor]
 
 
-def fold_block(tensors: Tensors, prefix: str, family: Family, space: str, written: Tensor, read: Tensor) -> None:
-    """Select along ``space`` in the tensors of one block, in place.
+def select_block(
+    tensors: Tensors, prefix: str, family: Family, written: Mapping[str, Tensor], read: Mapping[str, Tensor]
+) -> None:
+    """Select along spaces in the tensors of one block: all channels in another order, or some of them.
+
+    Tensors that keep their shape are changed in place; narrower ones are new.
 
     Args:
         tensors: by full name.
         prefix: of the block.
-        family: what lies along the space.
-        space: its name.
-        written: int64, the channels as their writers have them: position p gets channel ``written[p]``.
-        read: the same as their readers have them; it differs where heads share channels (:func:`join_heads`).
+        family: what lies along the spaces.
+        written: by the name of the space, int64, its channels as their writers have them: position p gets channel
+            ``written[p]``.
+        read: the same as their readers have them; it differs where heads share channels (:func:`spread_to_queries`).
     """
+    narrower: dict[str, list[Tensor]] = {}  # the experts of a stack together, each in the layout in which it is stored
     for linear in family.linears:
-        if prefix + linear.tensor not in tensors:
+        if (name := prefix + linear.tensor) not in tensors:
             continue  # blocks may differ
-        weight = linear.view(tensors[prefix + linear.tensor])
-        bias = tensors.get(prefix + linear.bias)
-        for part, writes in enumerate(linear.parts):
-            if writes == space:
-                rows = _rows(linear, part, len(weight), family.heads)
-                weight[rows] = weight[rows[written]]
-                if bias is not None:
-                    bias[rows] = bias[rows[written]]
-        if linear.reads == space:
-            weight.copy_(weight[:, read])
+        selected = weight = linear.view(tensors[name])
+        if written.keys() & {*linear.parts}:
+            rows = _selected_rows(linear, len(weight), family.heads, written)
+            selected = selected[rows]
+            if (bias := tensors.get(prefix + linear.bias)) is not None:
+                tensors[prefix + linear.bias] = bias.copy_(bias[rows]) if len(rows) == len(bias) else bias[rows]
+        if linear.reads and linear.reads in read:
+            selected = selected[:, read[linear.reads]]
+        if selected.shape == weight.shape:
+            weight.copy_(selected)
+        else:
+            narrower.setdefault(name, []).append(selected.T if linear.transposed else selected)
+    for linear in family.linears:
+        if layers := narrower.pop(prefix + linear.tensor, None):
+            tensors[prefix + linear.tensor] = torch.stack(layers) if linear.stack else layers[0]
     for carrier in family.inside:
-        if carrier.space == space and prefix + carrier.name in tensors:
+        if carrier.space in written and prefix + carrier.name in tensors:
             name = prefix + carrier.name
-            tensors[name] = tensors[name].index_select(carrier.dim, written)
+            tensors[name] = tensors[name].index_select(carrier.dim, written[carrier.space])
 
 
-def _rows(linear: Linear, part: int, count: int, heads: Heads) -> Tensor:
+def zero_block(
+    tensors: Tensors, prefix: str, family: Family, written: Mapping[str, Tensor], read: Mapping[str, Tensor]
+) -> None:
+    """Write zeros, in place, into all that :func:`select_block` would leave out: the block computes the same."""
+    for linear in family.linears:
+        if (name := prefix + linear.tensor) not in tensors:
+            continue
+        weight, bias = linear.view(tensors[name]), tensors.get(prefix + linear.bias)
+        if written.keys() & {*linear.parts}:
+            gone = _others(_selected_rows(linear, len(weight), family.heads, written), len(weight))
+            weight[gone] = 0
+            if bias is not None:
+                bias[gone] = 0
+        if linear.reads and linear.reads in read:
+            weight[:, _others(read[linear.reads], weight.shape[1])] = 0
+
+
+def _others(chosen: Tensor, count: int) -> Tensor:
+    """The numbers below ``count`` that were not chosen."""
+    return torch.ones(count, dtype=torch.bool).index_fill(0, chosen, False).nonzero()[:, 0]
+
+
+def _selected_rows(linear: Linear, count: int, heads: Heads, written: Mapping[str, Tensor]) -> Tensor:
+    """The rows of a linear, of ``count``, that make it after the selection, in their new sequence."""
+    parts = [rows_of(linear, part, count, heads) for part in range(len(linear.parts))]
+    chosen = [
+        rows[written[space]] if space in written else rows for rows, space in zip(parts, linear.parts, strict=True)
+    ]
+    if linear.fused == "stacked":
+        return torch.cat(chosen)
+    # Fused by head, the parts alternate: rows lie in the sequence of the first rows of their part, which they replace.
+    stay = [rows[: len(some)] for rows, some in zip(parts, chosen, strict=True)]
+    return torch.cat(chosen)[torch.cat(stay).argsort()]
+
+
+def rows_of(linear: Linear, part: int, count: int, heads: Heads) -> Tensor:
     """The numbers of the rows, of ``count``, that are one part of a linear, in the order of the space they write."""
     queries, keys, width = heads
     rows = torch.arange(count)
@@ -98,3 +146,8 @@ def spread_to_queries(written: Tensor, heads: Heads) -> Tensor:
     queries, keys, width = heads
     inside = (written.reshape(keys, width) % width).repeat_interleave(queries // keys, 0)
     return join_heads(inside)
+
+
+def channels_of(chosen: Tensor, width: int) -> Tensor:
+    """The channels of some heads, int64, of ``width`` channels each: ``(heads · width,)``."""
+    return (chosen[:, None] * width + torch.arange(width)).flatten()

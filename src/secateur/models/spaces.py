@@ -119,8 +119,14 @@ class Family:
         inside: what else lies along a space in each block; names inside the block.
         outside: the same outside the blocks; full names. What a checkpoint lacks (a tied head) is passed over.
         heads: its query heads, key-value heads, and channels per head.
-        gathers: whether what reads the residual space reads it through a norm of its own, so that a gather may
-            stand there.
+        sizes: of spaces whose size a config can say apart from the residual width, what it calls that: the number of
+            heads of ``query`` and ``key``, the channels of those whose rule is ``block``, which all have one name.
+        pre_norm: whether norms stand beside the residual stream, so that nothing reads their outputs but linears (and
+            routers). Otherwise the stream itself goes through them.
+        unit_offset: whether norms multiply by 1 + their weight.
+        scaled_by: spaces whose channels follow the rows of one linear: when a row and its bias are multiplied by a
+            positive number, so is the channel. By space, the name of that linear, and which of its parts. Gated MLPs
+            follow up, not gate; of those without a gate only ReLU follows.
     """
 
     name: str
@@ -130,7 +136,21 @@ class Family:
     inside: tuple[Carrier, ...] = ()
     outside: tuple[Carrier, ...] = ()
     heads: Heads = (1, 1, 1)
-    gathers: bool = True
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    pre_norm: bool = True
+    unit_offset: bool = False
+    scaled_by: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether all that reads the residual space reads it through a norm, so that a gather may stand there."""
+        return self.pre_norm and all(linear.norm for linear in self.readers("residual"))
+
+    @property
+    def inner(self) -> list[str]:
+        """The spaces inside its MLPs that have one size: those that a config can say, or else all."""
+        spaces = [space for space, rule in self.rules.items() if rule == "block"]
+        return [space for space in spaces if space in self.sizes] or spaces
 
     def readers(self, space: str) -> list[Linear]:
         """The linears whose input channels are ``space``."""

@@ -20,7 +20,8 @@ from secateur.patterns import NM
 from secateur.permute import lsa, shortlist
 from secateur.planning.job import Job
 from secateur.pruning.order import SURVEYED_ROWS
-from secateur.reconstruct import admm, refine, sparsegpt
+from secateur.reconstruct import admm, refine
+from secateur.reconstruct.columns import PANEL
 from secateur.scores import SCORES
 
 # The kinds that are counted exactly, in floating-point operations.
@@ -284,7 +285,7 @@ def _reconstruction_flops(job: Job, rows: int, columns: int) -> int:
     if recipe.reconstruct == "admm":
         flops += (1 + 2 * admm.STEPS + 2 * CG + 2 * 2) * whole  # two output errors decide
     if recipe.reconstruct == "sparsegpt":
-        flops += _across_panels(rows, columns, _panel(sparsegpt.BLOCK, _group(job)))
+        flops += _across_panels(rows, columns, _panel(PANEL, _group(job)))
     if recipe.refine:
         group = _group(job) if isinstance(recipe.target, NM) else refine.NEIGHBOURS
         panel = _panel(refine.PANEL, group)
@@ -304,7 +305,7 @@ def _beside_products(job: Job, rows: int, columns: int) -> Iterator[Work]:
         yield "reconstruction", "moved", 10 * CG * 4 * weights
     if recipe.reconstruct == "sparsegpt":
         yield "reconstruction", "calls", 8 * columns
-        yield "reconstruction", "moved", sparsegpt.BLOCK / 2 * 8 * weights
+        yield "reconstruction", "moved", PANEL / 2 * 8 * weights
     if recipe.refine:
         size = _group(job) if isinstance(recipe.target, NM) else refine.NEIGHBOURS
         yield "reconstruction", "calls", refine.ROUNDS * 40 * columns / size

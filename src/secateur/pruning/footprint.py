@@ -122,7 +122,8 @@ def quantizing(task: Selection, _: PreTrainedModel, block: Block) -> int:
     """The most that quantizing ``block`` needs beside it."""
     sizes = [_size(block, [linear]) for linear in block.linears]
     grams = [gram_bytes(block.weight(linear).shape[1]) for linear in block.linears if task.recipe.needs_gram]
-    return STEPPING * FLOAT * max(sizes) + FACTORED * max(grams, default=0)
+    # GPTQ factors a Gram matrix whose channels are in another order.
+    return STEPPING * FLOAT * max(sizes) + (FACTORED + 1) * max(grams, default=0)
 
 
 def _held(source: Tensors, names: Iterable[str], computed: torch.dtype, device: torch.device) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from secateur.masks import retained, select
 from secateur.models.blocks import Block
-from secateur.models.fold import by_head, fold_block, join_heads, spread_to_queries
+from secateur.models.fold import by_head, join_heads, select_block, spread_to_queries
 from secateur.models.gather import ORDER
 from secateur.models.spaces import Linear, Rule, reader_groups
 from secateur.patterns import NM, Unstructured
@@ -79,7 +79,7 @@ class Orderer:
     def fold_shared(self, block: Block, tensors: dict[str, Tensor]) -> None:
         """Fold the model-wide orders found so far into the tensors of one block."""
         for space, order in self.shared.items():
-            fold_block(tensors, block.prefix, self._family, space, order, order)
+            select_block(tensors, block.prefix, self._family, {space: order}, {space: order})
 
     # ---------------------------------------------------------------- orders of one block
 
@@ -94,7 +94,7 @@ class Orderer:
         orders = self._ranks.each([partial(self._order_of, visit, space) for space in spaces])
         for space, written in zip(spaces, orders, strict=True):
             read = spread_to_queries(written, self._family.heads) if self._rules[space] == "heads" else written
-            fold_block(visit.tensors, visit.block.prefix, self._family, space, written, read)
+            select_block(visit.tensors, visit.block.prefix, self._family, {space: written}, {space: read})
             self._follow(visit, [linear for linear in visit.block.linears if linear.reads == space], read)
             visit.results.orders[visit.block.prefix + space] = written
         if self._gathers:

@@ -8,12 +8,16 @@ The zero-point is an integer among the codes, so q = z decodes to exactly 0: a w
 A symmetric grid is the case in which all zero-points are 2^(b−1).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from secateur.errors import InputError
+
+# Shares of the range that :func:`fit_clipped` tries, the whole one first.
+RANGES = [1 - step / 20 for step in range(11)]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Grid:
     def values(self, codes: Tensor) -> Tensor:
         """What codes ``(O, I)`` stand for, float32, which holds them exactly."""
         return (codes.float() - self.per_column(self.zeros)) * self.per_column(self.scales)
+
+    def column(self, j: int) -> "Grid":
+        """That of column j alone."""
+        here = slice(j // self.group, j // self.group + 1)
+        return Grid(self.bits, 1, self.scales[:, here], self.zeros[:, here])
 
     def per_column(self, numbers: Tensor) -> Tensor:
         """Numbers ``(O, G)`` as ``(O, I)``."""
@@ -98,26 +107,33 @@ def fit(weight: Tensor, bits: int, group: int, symmetric: bool = False) -> Grid:
     return Grid(bits, group, scales, zeros.to(torch.uint8))
 
 
-def fit_best(weight: Tensor, bits: int, group: int, symmetric: bool = False) -> Grid:
-    """Of the grids of :func:`fit` and those of ranges that are smaller, the nearest to the weight in each group.
+def fit_clipped(weight: Tensor, bits: int, group: int, symmetric: bool, cost: Callable[[Tensor], Tensor]) -> Grid:
+    """The grids that cost least, of those that reach to some share of each group's range (:data:`RANGES`).
 
-    What lies outside a smaller range is rounded to its end, and all else more finely. Takes what :func:`fit` takes.
+    The largest weights are clipped, and all others are on finer levels. Each group of each row has a share of its own.
+
+    Args:
+        weight: float32 ``(O, I)``.
+        bits: 2 to 8.
+        group: columns that share a grid; divides I.
+        symmetric: as in :func:`fit`.
+        cost: of a change of the weight to the nearest levels, ``(O, I)``, to each group, ``(O, G)``. Of equals the
+            widest range is taken.
     """
     best = fit(weight, bits, group, symmetric)
-    least = _errors(weight, best)
-    for share in _SHARES:
-        grid = fit(share * weight, bits, group, symmetric)
-        errors = _errors(weight, grid)
-        nearer = errors < least
-        least = errors.where(nearer, least)
-        best = Grid(bits, group, grid.scales.where(nearer, best.scales), grid.zeros.where(nearer, best.zeros))
+    least = torch.full_like(best.scales, torch.inf)
+    for share in RANGES:
+        grid = fit(weight * share, bits, group, symmetric)
+        costs = cost(grid.values(grid.codes(weight)) - weight)
+        better = costs < least
+        least = torch.where(better, costs, least)
+        scales, zeros = (
+            torch.where(better, new, old) for new, old in ((grid.scales, best.scales), (grid.zeros, best.zeros))
+        )
+        best = Grid(bits, group, scales, zeros)
     return best
 
 
-# Smaller ranges, as shares of the whole one. Of 4 bits and normal weights in groups of 128 the best is 0.8 or so.
-_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
-
-
-def _errors(weight: Tensor, grid: Grid) -> Tensor:
-    """The sum of the squared errors of each group, ``(O, G)``."""
-    return (grid.values(grid.codes(weight)) - weight).square_().unflatten(1, (-1, grid.group)).sum(-1)
+def fit_nearest(weight: Tensor, bits: int, group: int, symmetric: bool = False) -> Grid:
+    """Those of the grids of :func:`fit_clipped` that are nearest to the weight: the sum of squared errors is least."""
+    return fit_clipped(weight, bits, group, symmetric, lambda change: change.square().unflatten(1, (-1, group)).sum(-1))

@@ -70,6 +70,28 @@ def rtn(given: Unquantized) -> QuantizedWeight:
     return QuantizedWeight(grid, grid.codes(given.weight), given.dtype)
 
 
+def gptq(given: Unquantized) -> QuantizedWeight:
+    """GPTQ's sweep over the columns."""
+    from secateur.quantization.gptq import masked_gptq
+    from secateur.quantization.grid import QuantizedWeight
+
+    assert given.inputs is not None
+    grid, codes = masked_gptq(given.weight, given.mask, given.inputs.damped, given.bits, given.group, given.symmetric)
+    return QuantizedWeight(grid, codes, given.dtype)
+
+
+def awq(given: Unquantized) -> QuantizedWeight:
+    """The nearest level of each weight, on grids whose ranges are AWQ's. Channels have been scaled before."""
+    from secateur.quantization.awq import fit_to_outputs
+    from secateur.quantization.grid import QuantizedWeight
+
+    assert given.inputs is not None
+    gram = given.inputs.gram
+    assert gram is not None
+    grid = fit_to_outputs(given.weight, gram, given.bits, given.group, given.symmetric)
+    return QuantizedWeight(grid, grid.codes(given.weight), given.dtype)
+
+
 QUANTIZATIONS: dict[str, Quantization] = {
     "rtn": Quantization(
         "round each weight to the nearest level, without samples",
@@ -77,5 +99,19 @@ QUANTIZATIONS: dict[str, Quantization] = {
         needs_gram=False,
         scales=False,
         quantize=rtn,
+    ),
+    "gptq": Quantization(
+        "round column after column, the later ones making up for the earlier",
+        needs_inputs=True,
+        needs_gram=True,
+        scales=False,
+        quantize=gptq,
+    ),
+    "awq": Quantization(
+        "scale channels and cut ranges so that rounding changes outputs least, then round to the nearest level",
+        needs_inputs=True,
+        needs_gram=True,
+        scales=True,
+        quantize=awq,
     ),
 }

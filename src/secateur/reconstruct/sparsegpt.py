@@ -1,9 +1,7 @@
 """SparseGPT (Frantar & Alistarh, *Massive Language Models Can Be Accurately Pruned in One-Shot*, ICML 2023).
 
 Go through the columns from left to right. Each weight w_j that goes is made up for by the columns to its right, and
-by no others: with U the upper Cholesky factor of G⁻¹ (UᵀU = G⁻¹) the best change of a row is
-
-    w ← w − (w_j / U_jj) · U_j,j:          and the error rises by w_j² / U_jj²          (Algorithm 1)
+the error rises by w_j² / U_jj² (Algorithm 1; :mod:`secateur.reconstruct.columns` is the sweep).
 
 Its own mask is chosen on the way by that rise, with the weights as they have become by then: unstructured, in each
 block of 128 columns among all rows; N:M, in each group. A given mask (the "+ reconstruction" rows of the RIA paper's
@@ -15,8 +13,7 @@ As published but for three things. G = Σ x xᵀ where the authors' code scales 
 changes nothing, since what is added to its diagonal follows the scale. Exactly the asked number of weights goes, over
 all blocks together. And of equal rises the first stays.
 
-Cost: O(I³) for the factor, which linears that share their inputs share, and O · I² for the sweep, in panels, so that
-most of it is matrix products.
+Cost: O(I³) for the factor, which linears that share their inputs share, and O · I² for the sweep.
 """
 
 import torch
@@ -24,9 +21,8 @@ from torch import Tensor
 
 from secateur.masks import select
 from secateur.patterns import NM, Pattern, Unstructured
+from secateur.reconstruct.columns import PANEL, sweep_columns
 from secateur.stats.gram import Gram
-
-BLOCK = 128
 
 
 def sweep(dense: Tensor, gram: Gram, *, mask: Tensor | None = None, pattern: Pattern | None = None) -> Tensor:
@@ -43,26 +39,22 @@ def sweep(dense: Tensor, gram: Gram, *, mask: Tensor | None = None, pattern: Pat
     """
     weight = dense.masked_fill(gram.dead, 0)
     factor = gram.inverse_factor
+    pivots = factor.diagonal()
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
-    width = weight.shape[1]
     group = pattern.group if isinstance(pattern, NM) else 1
-    block = max(group, BLOCK - BLOCK % group)  # a group must not reach over the edge of a block
-    for start in range(0, width, block):
-        stop = min(start + block, width)
-        columns = weight[:, start:stop]
-        errors = torch.zeros_like(columns)
-        local = factor[start:stop, start:stop]
-        if mask is None and isinstance(pattern, Unstructured):
-            kept[:, start:stop] = _select_in_block(columns**2 / local.diagonal() ** 2, pattern, start, stop)
-        for j in range(stop - start):
-            if mask is None and isinstance(pattern, NM) and j % pattern.group == 0:
-                ahead = slice(j, j + pattern.group)
-                rise = columns[:, ahead] ** 2 / local.diagonal()[ahead] ** 2
-                kept[:, start + j : start + j + pattern.group] = select(rise, pattern)
-            removed = torch.where(kept[:, start + j], 0, columns[:, j]) / local[j, j]
-            columns[:, j:] -= removed[:, None] * local[j, j:]
-            errors[:, j] = removed
-        weight[:, stop:] -= errors @ factor[start:stop, stop:]
+    panel = max(group, PANEL - PANEL % group)  # a group must not reach over the edge of a panel
+
+    def become(j: int, ahead: Tensor) -> Tensor:
+        if mask is None:
+            if isinstance(pattern, Unstructured) and j % panel == 0:
+                here = slice(j, j + panel)
+                kept[:, here] = _select_in_block(ahead**2 / pivots[here] ** 2, pattern, j, j + ahead.shape[1])
+            elif isinstance(pattern, NM) and j % group == 0:
+                here = slice(j, j + group)
+                kept[:, here] = select(ahead[:, :group] ** 2 / pivots[here] ** 2, pattern)
+        return torch.where(kept[:, j], ahead[:, 0], 0)
+
+    sweep_columns(weight, factor, become, panel)
     return weight * kept
 
 

@@ -39,6 +39,12 @@ class Gram:
         return torch.linalg.cholesky(inverse, upper=True)
 
     @cached_property
+    def descending(self) -> tuple[Tensor, "Gram"]:
+        """The channels by falling diagonal, int64 ``(I,)``, and G with its channels in that order."""
+        order = self.matrix.diagonal().argsort(descending=True, stable=True)
+        return order, Gram(self.matrix[order][:, order], self.dead[order])
+
+    @cached_property
     def inverse_diagonal(self) -> Tensor:
         """[G⁻¹]_jj, ``(I,)`` float32."""
         return self.inverse_factor.square().sum(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 from functools import cached_property
 
 import torch
@@ -44,6 +45,7 @@ class InputStats:
         self.rows: list[Tensor] = []
         self._gram: Tensor | Kept | None = torch.zeros(features, features, device=device) if gram else None
         self._order: Tensor | None = None  # of the channels of what was gathered, where it is another one now
+        self._scales: Tensor | None = None  # that what was gathered is divided by, if any
 
     def update(self, inputs: Tensor, sequences: int | None = None) -> None:
         """Add ``inputs`` of shape ``(..., I)``, any floating dtype, which come in so many ``sequences``.
@@ -66,7 +68,11 @@ class InputStats:
     def gram(self) -> Tensor | None:
         """Σ x xᵀ, ``(I, I)`` float32, or None when it is not asked for. It may have to be fetched: ask once."""
         gram = self._gram.get() if isinstance(self._gram, Kept) else self._gram
-        return gram if gram is None or self._order is None else gram[self._order[:, None], self._order]
+        if gram is not None and self._order is not None:
+            gram = gram[self._order[:, None], self._order]
+        if gram is not None and self._scales is not None:
+            gram = gram / self._scales[:, None] / self._scales
+        return gram
 
     @gram.setter
     def gram(self, gram: Tensor) -> None:
@@ -92,7 +98,17 @@ class InputStats:
         chosen.square_sum = self.square_sum[order]
         chosen.rows = [rows[:, order] for rows in self.rows]
         chosen._gram, chosen._order = self._gram, order if self._order is None else self._order[order]
+        chosen._scales = None if self._scales is None else self._scales[order]
         return chosen
+
+    def divided(self, scales: Tensor) -> "InputStats":
+        """The statistics of the same inputs, each channel divided by its scale, ``(I,)``."""
+        divided = copy(self)
+        divided.forget()
+        divided.square_sum = self.square_sum / scales.double().square()
+        divided.rows = [(rows / scales).to(rows.dtype) for rows in self.rows]
+        divided._scales = scales if self._scales is None else self._scales * scales
+        return divided
 
     def merge(self, other: "InputStats") -> None:
         """Add what ``other`` saw, as if it had come after."""

@@ -11,7 +11,7 @@ from secateur.calibrate.stream import Stream
 from secateur.checkpoint import Source, read_orders, resident
 from secateur.errors import InputError
 from secateur.models.blocks import Block, blocks_of
-from secateur.models.fold import fold_block, fold_outer, spread_to_queries
+from secateur.models.fold import fold_outer, select_block, spread_to_queries
 from secateur.models.gather import ORDER
 from secateur.models.spaces import Family, Linear
 from secateur.permute.orders import inverse
@@ -145,4 +145,4 @@ def _unfold_block(tensors: dict[str, Tensor], block: Block, family: Family, orde
         if order is not None:
             written = inverse(order)
             read = spread_to_queries(written, family.heads) if rule == "heads" else written
-            fold_block(tensors, block.prefix, family, space, written, read)
+            select_block(tensors, block.prefix, family, {space: written}, {space: read})

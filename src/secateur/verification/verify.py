@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -20,39 +20,18 @@ from secateur.recipe import Recipe
 from secateur.verification.dense import DenseComparison, check_same_tensors
 from secateur.verification.manifest import Layer, Quantization, read_manifest
 from secateur.verification.quantized import ZerosComparison
+from secateur.verification.shrunk import is_shrunk, verify_shrunk
+from secateur.verification.verdict import Verdict
 from secateur.verification.written import WrittenChecks
 
 # In float32 the logits of a folded model may differ from the unfolded one's by this share of the largest logit.
 LOGIT_TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What :func:`verify` found.
-
-    Attributes:
-        model: the folder.
-        checked: what was checked, in words.
-        failures: per check that failed, the tensors that it failed on (or what was wrong).
-        logit_difference: largest difference of a logit between the folded model and the unfolded masked
-            dense one, as a share of the largest logit; None when no dense model was given.
-        unchecked: what was not checked, in words.
-    """
-
-    model: str
-    checked: list[str]
-    failures: dict[str, list[str]] = field(default_factory=dict)
-    logit_difference: float | None = None
-    unchecked: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return not self.failures
-
-
 def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
-    """Check a folder that :func:`secateur.prune` or :func:`secateur.quantize` wrote.
+    """Check a folder that :func:`secateur.prune`, :func:`secateur.quantize` or :func:`secateur.shrink` wrote.
+
+    What is checked of a shrunk one, :func:`~secateur.verification.shrunk.verify_shrunk` says. Of the others:
 
     ``layers``: the linears that the manifest lists are all that its recipe prunes. ``pattern``: each obeys the pattern
     as it is stored. ``zeros`` and ``bytes``: its zeros are where the mask put them, and its bytes those that were
@@ -76,6 +55,8 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         InputError: when the folder was not written by Secateur, or a model cannot be read.
     """
     folder = Path(model)
+    if is_shrunk(folder):
+        return verify_shrunk(folder, dense)
     manifest, recipe = read_manifest(folder)
     source = opened(folder)
     if any(entry.group for entry in source.sparse.values()) and not manifest.quantization:

@@ -1,0 +1,1 @@
+"""Make a model smaller: heads and channels, or whole blocks, are removed (structured pruning)."""
