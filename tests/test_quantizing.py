@@ -331,10 +331,12 @@ def test_a_quantized_folder_is_packed_without_loss(bits, root, tmp_path):
     assert sum(not entry.masked for entry in source.sparse.values()) == 3  # which were skipped
     ours, theirs = (x.read(x.names()) for x in (source, before))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert secateur.verify(tmp_path / "packed").passed
+    for dense in (None, root / "pruned"):
+        assert secateur.verify(tmp_path / "packed", dense).passed
     assert not (tmp_path / "packed" / "config.json").read_text().count("quantization_config")
     secateur.unpack(tmp_path / "packed", tmp_path / "plain")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").state_dict()
     assert all(torch.equal(again[name], ours[name]) for name in ours)
+    assert secateur.verify(tmp_path / "plain", root / "pruned").passed
     with pytest.raises(InputError, match="is quantized: pack takes its weights as they are, without --int4"):
         secateur.pack(tmp_path / "quantized", tmp_path / "twice", int4=True)

@@ -159,6 +159,22 @@ def test_packing_changes_nothing_that_is_verified(name, tmp_path):
         assert verdict.passed, verdict
 
 
+@pytest.mark.parametrize("name", ["mixtral", "gpt2", "llama-gqa-tied"])
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_what_packing_rounds_keeps_its_zeros(name, values, tmp_path):
+    """The masks say where weights were kept, whatever those were rounded to; without a mask the zeros are counted."""
+    dense = pico.save(name, tmp_path / "dense", torch.bfloat16)
+    for share, recipe in (("half", {}), ("little", {"sparsity": 0.05})):
+        skip = ("*.experts.1.*",) if name == "mixtral" else ()
+        secateur.prune(dense, tmp_path / share, Recipe(score="magnitude", skip=skip, **recipe))
+        packed = tmp_path / f"{share} packed"
+        secateur.pack(tmp_path / share, packed, **{values: True})
+        verdict = secateur.verify(packed)
+        assert verdict.passed and "the values that packing has rounded" in verdict.unchecked[0], verdict
+        tamper(packed, lambda manifest: manifest["layers"][0].update(sparsity=0.6, nonzeros_sha256="0" * 64))
+        assert len(secateur.verify(packed).failures["zeros"]) == 1
+
+
 @pytest.mark.parametrize("name", ["llama-gqa-tied", "gpt2", "qwen3-moe", "mixtral"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_each_tensor_is_read_once(name, packed, tmp_path, monkeypatch):

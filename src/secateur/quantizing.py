@@ -116,7 +116,7 @@ def quantize(
             "unpruned_sha256": {name: digest for name, digest in results.unpruned.items() if name in kept},
         }
         config = source.base | {"quantization_config": config_of(scheme, _ignored(job))}
-        writer.finish(folder, manifest, read_orders(folder), config=config)
+        writer.finish(folder, manifest, read_orders(folder, whole=False), config=config)
         return manifest
 
 

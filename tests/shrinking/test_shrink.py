@@ -175,6 +175,19 @@ def test_what_is_in_place_can_be_packed_and_still_verified(dense, shrinkage, tmp
         secateur.verify(tmp_path / "int8")
 
 
+def test_what_is_smaller_can_be_pruned_and_quantized_but_not_the_other_way_round(dense, shrinkage, text, tmp_path):
+    small, pruned, quantized = (tmp_path / name for name in ("small", "pruned", "quantized"))
+    secateur.shrink(dense("llama-mha"), small, shrinkage(sparsity=0.25))
+    rounding = secateur.QuantizationRecipe(method="rtn", group_size=8)
+    secateur.quantize(small, tmp_path / "small quantized", rounding)
+    assert secateur.verify(tmp_path / "small quantized", small).passed
+    secateur.prune(small, pruned, secateur.Recipe(score="magnitude", pattern="2:4", permute="none"))
+    secateur.quantize(pruned, quantized, rounding)
+    assert secateur.verify(pruned, small).passed and secateur.verify(quantized, pruned).passed
+    with pytest.raises(secateur.InputError, match="is quantized: shrink the model that it was made of"):
+        secateur.shrink(quantized, tmp_path / "out", shrinkage())
+
+
 def test_a_shrunk_model_is_a_model_like_any_other(dense, shrinkage, text, tmp_path):
     secateur.shrink(dense("phi3"), tmp_path / "out", shrinkage())
     assert {layer.shape for layer in secateur.inspect(tmp_path / "out").layers} == {

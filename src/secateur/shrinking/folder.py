@@ -13,6 +13,7 @@ from secateur.calibrate.stream import Rooms
 from secateur.checkpoint import Source, Workspace, Writer, check_apart, check_finite, load_into, local_folder
 from secateur.devices import DTYPES, choose_device, free_memory, full_precision, threads
 from secateur.digests import bytes_digest
+from secateur.errors import InputError
 from secateur.files import read_object
 from secateur.importance import METHODS
 from secateur.memory import Room
@@ -61,6 +62,8 @@ def shrink(
         check_apart(work.out, folder)
         source = Source(folder)
         source.refuse_gathers("shrunk")
+        if source.scheme:
+            raise InputError(f"{model} is quantized: shrink the model that it was made of")
         recipe = options.recipe
         setting = Setting.choose(recipe, source.config.dtype or torch.float32, {})
         device = choose_device(setting.device)

@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, Recipe | None]:
             f"{folder} was not pruned by secateur, only packed or unpacked: {MANIFEST} has no recipe and no layers to "
             "verify it by"
         )
-    if "quantization" in keys and not keys & {"recipe", "layers", "sparsity"}:
+    if "quantization" in keys and not keys & {"recipe", "layers"}:
         found = read_as(_NeverPruned, path)
         return Manifest({}, 0.0, [], found.unpruned_sha256, found.files, found.quantization), None
     manifest = read_as(Manifest, path)

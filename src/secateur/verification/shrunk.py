@@ -34,9 +34,10 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 
 def is_shrunk(folder: Path) -> bool:
-    """Whether :func:`secateur.shrink` wrote ``folder``, as its manifest has it."""
+    """Whether :func:`secateur.shrink` wrote ``folder``, as its manifest has it, and nobody has quantized it since."""
     path = member(folder, MANIFEST) if folder.is_dir() else None
-    return path is not None and "shrinkage" in read_as(dict[str, msgspec.Raw], path)
+    keys = read_as(dict[str, msgspec.Raw], path).keys() if path else ()
+    return "shrinkage" in keys and "quantization" not in keys
 
 
 def verify_shrunk(folder: Path, dense: str | Path | None = None) -> Verdict:

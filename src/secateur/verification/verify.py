@@ -59,8 +59,9 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         return verify_shrunk(folder, dense)
     manifest, recipe = read_manifest(folder)
     source = opened(folder)
-    if any(entry.group for entry in source.sparse.values()) and not manifest.quantization:
-        raise InputError(f"{folder} holds weights that packing has rounded: verify the folder that it was packed from")
+    rounds = any(entry.group for entry in source.sparse.values()) and not manifest.quantization
+    if rounds and dense is not None:
+        raise InputError(f"{folder} holds weights that packing has rounded: --dense is for the folder of before")
     skeleton = source.skeleton(torch.float32)
     task = prepare(skeleton, recipe) if recipe else _nothing(skeleton)
     linears = [block.full_name(linear) for block in task.blocks for linear in block.linears]
@@ -70,18 +71,24 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         failures |= _quantized(quantization, source, known)
         known |= {layer.name: layer.written for layer in quantization.layers}
         task = _with(task, skeleton, {layer.name for layer in quantization.layers})
-    written = WrittenChecks(task, known, manifest.unpruned_sha256)
+    written = WrittenChecks(
+        task,
+        known,
+        manifest.unpruned_sha256,
+        lambda name: source.kept(name) if rounds and source.rounded(name) else None,
+    )
     with ExitStack() as stack:
         comparison: DenseComparison | ZerosComparison | None = None
         if dense is not None:
             original = Source(stack.enter_context(local_folder(str(dense))))
             check_same_tensors(source, original, str(dense))
             if quantization:
-                comparison = ZerosComparison(original, {*source.quantized}, _scales(quantization, folder))
+                names = {f"{layer.name}.weight" for layer in quantization.layers}
+                comparison = ZerosComparison(original, names, _scales(quantization, folder))
             else:
                 comparison = DenseComparison(source, original, skeleton, task, known)
         difference = _pass(source, task, written, comparison)
-    written.end(None if quantization else manifest.sparsity)
+    written.end(None if quantization or rounds else manifest.sparsity)
     for check, where in written.failures.items():
         failures[check] = [*failures.get(check, []), *where]
     patterns = " and ".join(dict.fromkeys(str(task.patterns[name]) for name in linears))
@@ -93,8 +100,12 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     if quantization:
         number = len(quantization.layers)
         checked.append(f"{number} linears are quantized, and none of them has fewer zeros than before")
-    checked.append("their zeros and bytes are those that were written")
     unchecked = []
+    if rounds:
+        checked.append("their zeros are those that were written")
+        unchecked.append("the values that packing has rounded (verify the folder that it was packed from)")
+    else:
+        checked.append("their zeros and bytes are those that were written")
     if manifest.unpruned_sha256 is None:
         unchecked.append(f"all other tensors: {MANIFEST} has no digests of them")
     else:
@@ -115,7 +126,7 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
             "whether each weight that was zero before still is (--dense, with the model that was quantized)"
         )
     elif comparison is None or difference is None:
-        unchecked.append("whether the weights and logits are the dense model's (--dense)")
+        unchecked += [] if rounds else ["whether the weights and logits are the dense model's (--dense)"]
     else:
         if not difference <= LOGIT_TOLERANCE:
             failures["logits"] = [f"differ by {difference:.2g} of the largest"]
@@ -176,7 +187,7 @@ def _quantized(said: Quantization, source: Source, pruned: Mapping[str, Layer]) 
         if before and layer.zeros_before != round(before.sparsity * prod(before.shape)):
             zeros.append(f"{layer.name} had {before.sparsity:.2%} zeros when it was pruned, not {layer.zeros_before}")
     amiss = [f"{name} is quantized, or in {MANIFEST} as quantized, and not both" for name in {*names} ^ {*held}]
-    return {"quantized": [] if source.packed else sorted(amiss), "zeros": zeros}
+    return {"quantized": sorted(amiss) if source.scheme else [], "zeros": zeros}  # else packed, or unpacked
 
 
 def _scales(said: Quantization, folder: Path) -> bool:
