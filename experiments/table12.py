@@ -37,7 +37,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ria 2:4": {"score": "ria", "pattern": "2:4"},
     "best": {"preset": "best", "sparsity": 0.5},
     "best 2:4": {"preset": "best", "pattern": "2:4"},
+    "best 16:32": {"preset": "best", "pattern": "16:32"},
 }
+TABLE = ["magnitude", "sparsegpt", "wanda", "ria", "ria 2:4", "best", "best 2:4"]
 
 
 def recipe_of(name: str, args: argparse.Namespace) -> Recipe:
@@ -129,7 +131,7 @@ def main() -> None:
     arguments.add_argument("--dtype", default="auto", help="precision to evaluate in; auto is float32 on a CPU")
     arguments.add_argument("--bits", type=int, default=4, choices=(4, 8))
     arguments.add_argument("--group-size", type=int, default=128)
-    arguments.add_argument("--pruned", nargs="*", default=list(RECIPES), choices=list(RECIPES))
+    arguments.add_argument("--pruned", nargs="*", default=TABLE, choices=list(RECIPES))
     arguments.add_argument("--quantized", nargs="+", default=["gptq", "awq"])
     args = arguments.parse_args()
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as home:
