@@ -72,6 +72,7 @@ def speeds(folders: list[Path | str], tokens: int, rounds: int) -> list[float]:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--dtype", default="auto", help="precision to evaluate in; auto is float32 on a CPU")
+    arguments.add_argument("--quantize-samples", type=int, help="calibration samples of the quantization, if others")
     arguments.add_argument("--group-size", type=int, default=128)
     arguments.add_argument("--pruned", nargs="*", default=["best 2:4", "best 16:32", "best"], choices=list(RECIPES))
     arguments.add_argument("--tokens", type=int, default=32)

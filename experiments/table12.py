@@ -73,7 +73,7 @@ class Models:
                 bits=args.bits,
                 group_size=args.group_size,
                 calibration=args.calibration,
-                samples=args.samples,
+                samples=args.quantize_samples or args.samples,
                 length=args.length,
             )
             secateur.quantize(of, out, recipe, resume=True)
@@ -129,6 +129,7 @@ def rows(models: Models, args: argparse.Namespace) -> Any:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--dtype", default="auto", help="precision to evaluate in; auto is float32 on a CPU")
+    arguments.add_argument("--quantize-samples", type=int, help="calibration samples of the quantization, if others")
     arguments.add_argument("--bits", type=int, default=4, choices=(4, 8))
     arguments.add_argument("--group-size", type=int, default=128)
     arguments.add_argument("--pruned", nargs="*", default=TABLE, choices=list(RECIPES))
