@@ -161,18 +161,29 @@ def test_packing_changes_nothing_that_is_verified(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt2", "llama-gqa-tied"])
 @pytest.mark.parametrize("values", ["int8", "int4"])
-def test_what_packing_rounds_keeps_its_zeros(name, values, tmp_path):
-    """The masks say where weights were kept, whatever those were rounded to; without a mask the zeros are counted."""
+def test_what_packing_rounds_is_verified(name, values, tmp_path):
+    """With masks, without, and with masks for some parts of a stack of experts."""
     dense = pico.save(name, tmp_path / "dense", torch.bfloat16)
-    for share, sparsity in (("half", 0.5), ("little", 0.05)):
-        skip = ("*.experts.1.*",) if name == "mixtral" else ()
-        secateur.prune(dense, tmp_path / share, Recipe(score="magnitude", skip=skip, sparsity=sparsity))
-        packed = tmp_path / f"{share} packed"
-        secateur.pack(tmp_path / share, packed, int8=values == "int8", int4=values == "int4")
-        verdict = secateur.verify(packed)
-        assert verdict.passed and "the values that packing has rounded" in verdict.unchecked[0], verdict
-        tamper(packed, lambda manifest: manifest["layers"][0].update(sparsity=0.6, nonzeros_sha256="0" * 64))
-        assert len(secateur.verify(packed).failures["zeros"]) == 1
+    for sparsity in (0.5, 0.25, 0.05):
+        pruned, packed, again = (tmp_path / f"{sparsity} {which}" for which in ("pruned", "packed", "again"))
+        skip = ("*.experts.1.*", "*.v_proj") if name == "mixtral" else ()
+        secateur.prune(dense, pruned, Recipe(score="magnitude", skip=skip, sparsity=sparsity))
+        secateur.pack(pruned, packed, int8=values == "int8", int4=values == "int4")
+        secateur.unpack(packed, again)
+        for folder in (packed, again):
+            assert secateur.verify(folder).passed and secateur.verify(folder, pruned).passed
+        shard = max(again.glob("model-*.safetensors"))
+        save_file({key: -weight for key, weight in load_file(shard).items()}, shard, metadata={"format": "pt"})
+        assert "bytes" in secateur.verify(again).failures
+
+
+def test_a_dense_model_that_packing_rounds_is_verified(tmp_path):
+    dense = pico.save("llama-mha", tmp_path / "dense", torch.bfloat16)
+    secateur.pack(dense, tmp_path / "packed", int4=True)
+    verdict = secateur.verify(tmp_path / "packed")
+    assert verdict.passed and "21 tensors hold what packing has rounded them to" in verdict.checked[0]
+    tamper(tmp_path / "packed", lambda manifest: manifest["rounded"]["sha256"].update({"lm_head.weight": "0" * 64}))
+    assert secateur.verify(tmp_path / "packed").failures == {"bytes": ["lm_head.weight"]}
 
 
 @pytest.mark.parametrize("name", ["llama-gqa-tied", "gpt2", "qwen3-moe", "mixtral"])

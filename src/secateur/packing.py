@@ -1,5 +1,6 @@
 """Pack the pruned or quantized weights of a model folder, and unpack them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from secateur.checkpoint.layout import PACKED_TYPE
 from secateur.checkpoint.packed import as_tensors
 from secateur.checkpoint.sparse import BITS, SparseWeight, pack_int4, pack_int8, pack_quantized
 from secateur.checkpoint.sparse import pack as pack_bits
+from secateur.digests import bytes_digest
 from secateur.errors import InputError
 from secateur.files import MOST_BYTES_OF_LISTS, member, read_object
-from secateur.models.blocks import blocks_of, family_of
+from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.progress import Progress
 
 
@@ -99,6 +101,7 @@ def pack(
         outer = source.read([name for name in source.names() if not name.startswith(inside)])
         _add(writer, source.stacks.split(outer), {})
         total, before = _bytes(outer), 0
+        rounded: dict[str, str] = {}
         packed: dict[str, int] = {}
         for block in blocks:
             held = {part for x in block.linears for part in source.stacks.parts(block.prefix + x.tensor)}
@@ -106,10 +109,13 @@ def pack(
             total += _bytes(tensors)
             weights = {}
             for name in tensors.keys() & held:
-                weight = pack_quantized(source.read_quantized(name)) if name in source.quantized else None
+                takes_over = name in source.quantized and tensors[name].dtype in BITS
+                weight = pack_quantized(source.read_quantized(name)) if takes_over else None
                 if (weight := weight or pack_if_smaller(tensors[name], bits, name)) is not None:
                     before += tensors.pop(name).nbytes
                     weights[name] = weight
+            if bits:
+                rounded |= _digests_of_rounded(source, block, tensors, weights)
             _add(writer, tensors, dict(sorted(weights.items())))
             packed |= {name: weight.nbytes for name, weight in weights.items()}
             progress.advance(1)
@@ -120,7 +126,10 @@ def pack(
                 f"(a zero with a minus sign counts as a weight), or their type is none of {types}"
             )
         config = {"model_type": PACKED_TYPE, "base": _unquantized(read_object(folder / "config.json"))}
-        writer.finish(folder, _manifest(folder), read_orders(folder, whole=False), config=config)
+        manifest = _manifest(folder)
+        if rounded:  # what proves the values from here on
+            manifest["rounded"] = {"bits": bits, "sha256": manifest.get("rounded", {}).get("sha256", {}) | rounded}
+        writer.finish(folder, manifest, read_orders(folder, whole=False), config=config)
     after = sum(packed.values())
     return Packing(str(model), int8, int4, len(packed), before, after, total, total - before + after)
 
@@ -178,6 +187,19 @@ def pack_if_smaller(weight: Tensor, bits: int | None, name: str) -> SparseWeight
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     return packed if packed.nbytes < weight.nbytes else None
+
+
+def _digests_of_rounded(
+    source: Source, block: Block, plain: Mapping[str, Tensor], weights: Mapping[str, SparseWeight]
+) -> dict[str, str]:
+    """By the name that the model has for it, SHA-256 of the bytes of each tensor of which ``weights`` are parts."""
+    found = {}
+    for name in sorted({block.prefix + linear.tensor for linear in block.linears}):
+        parts = source.stacks.parts(name)
+        if any(part in weights for part in parts):
+            values = {part: weights[part].dense() if part in weights else plain[part] for part in parts}
+            found[name] = bytes_digest(source.stacks.join(name, values))
+    return found
 
 
 def _add(writer: Writer, tensors: dict[str, Tensor], weights: dict[str, SparseWeight]) -> None:

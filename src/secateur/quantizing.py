@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -16,7 +18,7 @@ from secateur.calibrate.stream import Rooms
 from secateur.checkpoint import MANIFEST, Source, Writer, check_unchanged, load_into, read_orders
 from secateur.checkpoint.quantized import Scheme, as_tensors, check_held, config_of
 from secateur.devices import threads
-from secateur.errors import InputError
+from secateur.errors import InputError, Notice
 from secateur.files import MOST_BYTES_OF_LISTS, member, read_object
 from secateur.models.blocks import blocks_of, family_of, left_dense
 from secateur.models.scale import scalable, scale_readers, shared
@@ -92,7 +94,7 @@ def quantize(
             writer = Writer(work, 1 + len(job.task.blocks))
             with job.rooms(work) as rooms:
                 results = _run(job, recipe, scheme, writer, Journal(work), rooms, progress, clock)
-        earlier = _manifest(folder)
+        earlier = _manifest(folder, {f"{layer.name}.weight" for layer in results.quantized})
         kept = earlier.get("unpruned_sha256", results.unpruned)  # a pruned weight has its digest in its layer
         manifest = {
             "secateur": __version__,
@@ -120,11 +122,14 @@ def quantize(
         return manifest
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    """What is recorded of the model so far."""
+def _manifest(folder: Path, quantized: Collection[str]) -> dict[str, Any]:
+    """What is recorded of the model so far and holds of it still, now that tensors of these names are quantized."""
     path = member(folder, MANIFEST)
     found = read_object(path, MOST_BYTES_OF_LISTS) if path else {}
     found.pop("files", None)
+    if rounded := found.pop("rounded", None):
+        still = {name: digest for name, digest in rounded["sha256"].items() if name not in quantized}
+        found |= {"rounded": rounded | {"sha256": still}} if still else {}
     return found
 
 
@@ -150,6 +155,19 @@ def _select(model: PreTrainedModel, recipe: QuantizationRecipe) -> Selection:
         lambda block, linear: check_group(block.weight(linear).shape[1], recipe.group_size),
         "Choose another --group-size, or leave these layers as they are",
     )
+    few = [
+        block.full_name(linear)
+        for block in blocks
+        for linear in block.linears
+        if len(weight := block.weight(linear)) * recipe.bits <= 32 and weight.shape[1] > recipe.group_size
+    ]
+    if few and not recipe.evenly:
+        warnings.warn(
+            f"{few[0]} has so few rows that compressed-tensors, and with it plain transformers, fails to read its "
+            "zero-points: --symmetric has none (Secateur reads them)",
+            Notice,
+            stacklevel=4,
+        )
     return Selection(recipe, family, blocks, skipped)
 
 

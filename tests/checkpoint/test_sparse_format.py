@@ -281,8 +281,7 @@ def test_to_readers_a_packed_folder_is_the_one_that_was_packed(pruned, tmp_path)
     assert secateur.inspect(tmp_path / "packed").layers == secateur.inspect(pruned).layers
     assert secateur.verify(tmp_path / "packed", tmp_path / "dense").passed
     secateur.pack(pruned, tmp_path / "int8", int8=True)
-    with pytest.raises(InputError, match="packing has rounded: --dense is for the folder of before"):
-        secateur.verify(tmp_path / "int8", tmp_path / "dense")
+    assert secateur.verify(tmp_path / "int8", pruned).passed
 
 
 @pytest.mark.parametrize("values", ["int8", "int4"])

@@ -162,15 +162,6 @@ class Source:
         """One of the weights in ``sparse``; raises :class:`InputError` when it is damaged."""
         return read_sparse(self.held[name].file, name, self.sparse[name])
 
-    def rounded(self, name: str) -> bool:
-        """Whether packing has rounded the values of the tensor ``name``."""
-        return all(part in self.sparse and self.sparse[part].group for part in self.stacks.parts(name))
-
-    def kept(self, name: str) -> Tensor:
-        """Where the masks of a packed tensor keep its weights, bool: what is kept may have been rounded to zero."""
-        parts = {part: self.read_sparse(part).kept() for part in self.stacks.parts(name)}
-        return self.stacks.join(name, parts)
-
     def read_quantized(self, name: str) -> QuantizedWeight:
         """One of the weights in ``quantized``; raises :class:`InputError` when it is damaged."""
         assert self.scheme is not None

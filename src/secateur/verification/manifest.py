@@ -60,6 +60,13 @@ class Quantization(msgspec.Struct, frozen=True):
     layers: list[QuantizedLayer]
 
 
+class Rounded(msgspec.Struct, frozen=True):
+    """What it says of the tensors that packing has rounded, after all else; see :func:`secateur.pack`."""
+
+    bits: int
+    sha256: dict[str, str]
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """What is checked of it; see :func:`secateur.prune` and :class:`~secateur.pruning.result.LayerResult`."""
 
@@ -69,16 +76,18 @@ class Manifest(msgspec.Struct, frozen=True):
     unpruned_sha256: dict[str, str] | None = None
     files: dict[str, str] | None = None
     quantization: Quantization | None = None
+    rounded: Rounded | None = None
 
 
 class _NeverPruned(msgspec.Struct, frozen=True):
-    quantization: Quantization
     unpruned_sha256: dict[str, str] | None = None
     files: dict[str, str] | None = None
+    quantization: Quantization | None = None
+    rounded: Rounded | None = None
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, Recipe | None]:
-    """The manifest of a folder that was pruned or quantized, and the recipe that it was pruned by, if it was.
+    """The manifest of a folder that was pruned, quantized or rounded, and the recipe that it was pruned by, if it was.
 
     Raises:
         InputError: when there is none, or it is damaged; it names the field that is missing or wrong.
@@ -91,8 +100,9 @@ def read_manifest(folder: Path) -> tuple[Manifest, Recipe | None]:
             f"{folder} was not pruned by secateur, only packed or unpacked: {MANIFEST} has no recipe and no layers to "
             "verify it by"
         )
-    if "quantization" in keys and not keys & {"recipe", "layers"}:
+    if keys & {"quantization", "rounded"} and not keys & {"recipe", "layers"}:
         found = read_as(_NeverPruned, path)
-        return Manifest({}, 0.0, [], found.unpruned_sha256, found.files, found.quantization), None
+        known = (found.unpruned_sha256, found.files, found.quantization, found.rounded)
+        return Manifest({}, 0.0, [], *known), None
     manifest = read_as(Manifest, path)
     return manifest, Recipe.from_dict(manifest.recipe, str(path))

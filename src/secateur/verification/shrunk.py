@@ -20,6 +20,7 @@ from secateur.models.spaces import Family
 from secateur.shrinkage import Shrinkage
 from secateur.shrinking.choice import BLOCKS, HEADS, Kept, of_block, selection
 from secateur.shrinking.widths import Shapes, Widths
+from secateur.verification.manifest import Rounded
 from secateur.verification.verdict import Verdict
 
 
@@ -31,6 +32,7 @@ class _Manifest(msgspec.Struct, frozen=True):
     weights: dict[str, int]
     tensors_sha256: dict[str, str]
     files: dict[str, str]
+    rounded: Rounded | None = None
 
 
 def is_shrunk(folder: Path) -> bool:
@@ -55,13 +57,15 @@ def verify_shrunk(folder: Path, dense: str | Path | None = None) -> Verdict:
     manifest = read_as(_Manifest, folder / MANIFEST)
     options = Shrinkage.from_dict(manifest.shrinkage, str(folder / MANIFEST))
     source, kept = opened(folder), read_orders(folder, whole=False)
-    if any(entry.group for entry in source.sparse.values()):
-        raise InputError(f"{folder} holds weights rounded to int8: verify the folder that it was packed from")
+    rounded = manifest.rounded.sha256 if manifest.rounded else {}
+    if rounded and dense is not None:
+        raise InputError(f"{folder} holds weights that packing has rounded: --dense is for the folder of before")
     model = source.skeleton(torch.float32)
     family = family_of(model)
     blocks = blocks_of(model, family)
     failures: dict[str, list[str]] = {"files": changed_files(folder, manifest.files), "weights": []}
-    if kept and file_digest(folder / ORDERS) != manifest.files.get(ORDERS):
+    record = member(folder, ORDERS)
+    if (file_digest(record) if record else None) != manifest.files.get(ORDERS):
         failures["files"].append(ORDERS)
     if not set(manifest.weights) >= {"kept", "dense"} or not manifest.weights["dense"]:
         raise InputError(f"{folder / MANIFEST} is damaged: its weights lack kept or dense")
@@ -75,7 +79,7 @@ def verify_shrunk(folder: Path, dense: str | Path | None = None) -> Verdict:
         beside = None
         if dense is not None:
             beside = _Beside(Source(stack.enter_context(local_folder(str(dense)))), kept, options, folder)
-        failures |= _pass(source, blocks, family, kept, manifest.tensors_sha256, options.in_place, beside)
+        failures |= _pass(source, blocks, family, kept, manifest.tensors_sha256 | rounded, options.in_place, beside)
     checked = [
         f"{len(manifest.tensors_sha256)} tensors are those that were written",
         f"{stay:,} of {manifest.weights['dense']:,} weights of the blocks' linears stay ({manifest.sparsity:.2%} went)",

@@ -59,9 +59,11 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         return verify_shrunk(folder, dense)
     manifest, recipe = read_manifest(folder)
     source = opened(folder)
-    rounds = any(entry.group for entry in source.sparse.values()) and not manifest.quantization
-    if rounds and dense is not None:
-        raise InputError(f"{folder} holds weights that packing has rounded: --dense is for the folder of before")
+    rounded = manifest.rounded.sha256 if manifest.rounded else {}
+    if any(entry.group for entry in source.sparse.values()) and not (manifest.quantization or rounded):
+        raise InputError(
+            f"{folder} holds weights that packing has rounded, and {MANIFEST} has no digests of them: pack it again"
+        )
     skeleton = source.skeleton(torch.float32)
     task = prepare(skeleton, recipe) if recipe else _nothing(skeleton)
     linears = [block.full_name(linear) for block in task.blocks for linear in block.linears]
@@ -71,24 +73,20 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         failures |= _quantized(quantization, source, known)
         known |= {layer.name: layer.written for layer in quantization.layers}
         task = _with(task, skeleton, {layer.name for layer in quantization.layers})
-    written = WrittenChecks(
-        task,
-        known,
-        manifest.unpruned_sha256,
-        lambda name: source.kept(name) if rounds and source.rounded(name) else None,
-    )
+    written = WrittenChecks(task, known, manifest.unpruned_sha256, rounded)
     with ExitStack() as stack:
         comparison: DenseComparison | ZerosComparison | None = None
         if dense is not None:
             original = Source(stack.enter_context(local_folder(str(dense))))
             check_same_tensors(source, original, str(dense))
-            if quantization:
-                names = {f"{layer.name}.weight" for layer in quantization.layers}
-                comparison = ZerosComparison(original, names, _scales(quantization, folder))
+            if quantization or rounded:
+                layers, scales = (quantization.layers, _scales(quantization, folder)) if quantization else ([], False)
+                names = {f"{layer.name}.weight" for layer in layers} | {*rounded}
+                comparison = ZerosComparison(original, names, scales)
             else:
                 comparison = DenseComparison(source, original, skeleton, task, known)
         difference = _pass(source, task, written, comparison)
-    written.end(None if quantization or rounds else manifest.sparsity)
+    written.end(None if quantization or rounded or not recipe else manifest.sparsity)
     for check, where in written.failures.items():
         failures[check] = [*failures.get(check, []), *where]
     patterns = " and ".join(dict.fromkeys(str(task.patterns[name]) for name in linears))
@@ -101,15 +99,16 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         number = len(quantization.layers)
         checked.append(f"{number} linears are quantized, and none of them has fewer zeros than before")
     unchecked = []
-    if rounds:
-        checked.append("their zeros are those that were written")
-        unchecked.append("the values that packing has rounded (verify the folder that it was packed from)")
-    else:
+    if rounded:
+        checked.append(
+            f"{len(rounded)} tensors hold what packing has rounded them to, and no linear has fewer zeros than before"
+        )
+    elif linears or quantization:
         checked.append("their zeros and bytes are those that were written")
     if manifest.unpruned_sha256 is None:
         unchecked.append(f"all other tensors: {MANIFEST} has no digests of them")
     else:
-        checked.append(f"so are {len(manifest.unpruned_sha256)} other tensors")
+        checked.append(f"so are {len(manifest.unpruned_sha256.keys() - rounded.keys())} other tensors")
     if manifest.files is None:
         unchecked.append(f"the config and the tokenizer, but for sizes and ids: {MANIFEST} has no digests of them")
     else:
@@ -120,13 +119,13 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     if comparison:
         failures |= {"weights": sorted(comparison.wrong)}
     if isinstance(comparison, ZerosComparison):
-        checked.append(f"what is zero in {dense} is zero here, and what was not quantized is the same")
-    elif quantization:
-        unchecked.append(
-            "whether each weight that was zero before still is (--dense, with the model that was quantized)"
-        )
+        done = "quantized" if quantization else "rounded"
+        checked.append(f"what is zero in {dense} is zero here, and what was not {done} is the same")
+    elif quantization or rounded:
+        done = "quantized" if quantization else "packed"
+        unchecked.append(f"whether each weight that was zero before still is (--dense, with the model that was {done})")
     elif comparison is None or difference is None:
-        unchecked += [] if rounds else ["whether the weights and logits are the dense model's (--dense)"]
+        unchecked.append("whether the weights and logits are the dense model's (--dense)")
     else:
         if not difference <= LOGIT_TOLERANCE:
             failures["logits"] = [f"differ by {difference:.2g} of the largest"]
@@ -184,9 +183,10 @@ def _quantized(said: Quantization, source: Source, pruned: Mapping[str, Layer]) 
         if layer.zeros < layer.zeros_before:
             zeros.append(f"{layer.name} has {layer.zeros} zeros, and had {layer.zeros_before}")
         before = pruned.get(layer.name)
-        if before and layer.zeros_before != round(before.sparsity * prod(before.shape)):
+        if before and layer.zeros_before < round(before.sparsity * prod(before.shape)):
             zeros.append(f"{layer.name} had {before.sparsity:.2%} zeros when it was pruned, not {layer.zeros_before}")
-    amiss = [f"{name} is quantized, or in {MANIFEST} as quantized, and not both" for name in {*names} ^ {*held}]
+    odd = (Counter(names) - Counter(held)) + (Counter(held) - Counter(names))
+    amiss = [f"{name} is quantized, or in {MANIFEST} as quantized, and not both, or twice" for name in odd]
     return {"quantized": sorted(amiss) if source.scheme else [], "zeros": zeros}  # else packed, or unpacked
 
 

@@ -1,6 +1,6 @@
 """What the files hold, block by block, against what the manifest says of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import isclose
 
 from torch import Tensor
@@ -24,7 +24,7 @@ class WrittenChecks:
         task: Task,
         layers: Mapping[str, Layer],
         unpruned: Mapping[str, str] | None,
-        rounded: Callable[[str], Tensor | None] = lambda _: None,
+        rounded: Mapping[str, str],
     ) -> None:
         """Nothing has passed yet.
 
@@ -32,34 +32,33 @@ class WrittenChecks:
             task: what was to become of each linear.
             layers: what the manifest says of those, by full name.
             unpruned: its digests of all other tensors, by name; None if it has none, and these are not checked.
-            rounded: of a tensor whose values packing has rounded, where they are kept, bool; None of all others.
+            rounded: its digests of the tensors that packing has rounded, by name, pruned or not.
         """
         self._task, self._layers, self._unpruned, self._rounded = task, layers, unpruned, rounded
+        self._of_others = {**(unpruned or {}), **rounded}
         self._zeros = self._numbers = 0
-        self._gone = set(unpruned or ())
+        self._gone = {*self._of_others}
         self.failures: dict[str, list[str]] = {
             check: [] for check in ("pattern", "shape", "zeros", "bytes", "sparsity", "unpruned")
         }
 
     def outer(self, tensors: Mapping[str, Tensor]) -> None:
         """What lies outside the blocks."""
-        if self._unpruned is None:
-            return
         for name, tensor in tensors.items():
             self._gone.discard(name)
-            if bytes_digest(tensor) != self._unpruned.get(name) and self._rounded(name) is None:
-                self.failures["unpruned"].append(name)
+            if self._unpruned is None and name not in self._rounded:
+                continue
+            if bytes_digest(tensor) != self._of_others.get(name):
+                self.failures["bytes" if name in self._rounded else "unpruned"].append(name)
 
     def block(self, block: Block, tensors: Mapping[str, Tensor]) -> None:
         """All tensors of one block."""
-        held = {block.prefix + linear.tensor for linear in block.linears}
-        masks = {name: mask for name in held if (mask := self._rounded(name)) is not None}
         for linear in block.linears:
-            mask = block.stored(linear, masks) if block.prefix + linear.tensor in masks else None
-            self._linear(block.full_name(linear), block.stored(linear, tensors), mask)
-        self.outer({name: tensor for name, tensor in tensors.items() if name not in block.pruned})
+            rounded = block.prefix + linear.tensor in self._rounded
+            self._linear(block.full_name(linear), block.stored(linear, tensors), rounded)
+        self.outer({name: tensor for name, tensor in tensors.items() if name not in block.pruned - {*self._rounded}})
 
-    def _linear(self, name: str, weight: Tensor, rounded: Tensor | None) -> None:
+    def _linear(self, name: str, weight: Tensor, rounded: bool) -> None:
         failures = self.failures
         self._zeros += weight.numel() - int(weight.count_nonzero())
         self._numbers += weight.numel()
@@ -70,10 +69,8 @@ class WrittenChecks:
             return
         if (shape := tuple(weight.shape)) != layer.shape:
             failures["shape"].append(f"{name} is {shape}, not {layer.shape}")
-        if rounded is not None:
-            # Without a mask nothing tells what was removed from what was rounded to zero.
-            fewer = sparsity_of(weight) < layer.sparsity and not isclose(sparsity_of(weight), layer.sparsity)
-            if fewer if rounded.all() else nonzeros_digest(rounded) != layer.nonzeros_sha256:
+        if rounded:  # to zero as well, now and then
+            if sparsity_of(weight) < layer.sparsity and not isclose(sparsity_of(weight), layer.sparsity):
                 failures["zeros"].append(name)
             return
         if nonzeros_digest(weight) != layer.nonzeros_sha256:
