@@ -5,7 +5,7 @@
 For each pruned model, over all groups of columns of its pruned linears: how wide the range from minimum to maximum is
 that a grid has to span, beside that of the dense group; in how many groups it is narrower at all; and the squared error
 of rounding the kept weights to the pruned group's grid, over that of rounding the same weights to the dense group's.
-The last is about 1 where a narrower range is not worth anything.
+The last is about 1 where a narrower range is not worth anything. Channels have to be in the dense model's order.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import torch
 from common import show
 from torch import Tensor
 
-from secateur.checkpoint import Source, local_folder
+from secateur.checkpoint import Source, local_folder, read_orders
+from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
 from secateur.quantization.grid import Grid, check_group, fit
 
@@ -64,6 +65,8 @@ def main() -> None:
         dense = Source(folder)
         for name in args.pruned:
             pruned, sums = Source(Path(name)), Sums()
+            if read_orders(Path(name), whole=False):
+                raise InputError(f"the channels of {name} are in another order: prune with --permute none")
             skeleton = pruned.skeleton(torch.float32)
             for block in blocks_of(skeleton, family_of(skeleton)):
                 for linear in block.linears:

@@ -4,8 +4,8 @@
         [--pruned magnitude sparsegpt wanda ria 'ria 2:4' 'best 2:4'] [--quantized gptq awq]
 
 Every model is dense or pruned, and then left as it is or quantized. Per row: the perplexity of what was written on
-every text; the bits that a weight of the quantized linears takes (of a model that is not quantized, of its type); the
-share of its weights that are zero; and whether each that was zero before quantizing is exactly zero after.
+every text; the bits that a weight of the quantized linears takes; the share of its weights that are zero; and how many
+were zero before they were quantized, and are not.
 
 The other order, quantize and then prune, is there for methods that change no weight that they keep: what they write is
 on the grids of the quantized model still. (A reconstruction leaves the grids, and would have to be quantized again.)
@@ -105,7 +105,7 @@ def measured(folder: str | Path, args: argparse.Namespace) -> Row:
 
 
 def rows(models: Models, args: argparse.Namespace) -> Any:
-    """What each row is called, and a function that makes its model: its folder, and the one it was quantized from."""
+    """What each row is called, and what makes its model: gives its folder, and the one that it was quantized from."""
     for name in ("dense", *args.pruned):
 
         def prune(name: str = name) -> str | Path:
@@ -119,9 +119,8 @@ def rows(models: Models, args: argparse.Namespace) -> Any:
             )
             if name != "dense" and recipe_of(name, args).reconstruct == "none":
 
-                def turned(name: str = name, method: str = method) -> tuple[Path, Path]:
-                    quantized = models.quantized(method, models.model, "dense")
-                    return models.pruned(name, quantized), quantized
+                def turned(name: str = name, method: str = method) -> tuple[Path, None]:
+                    return models.pruned(name, models.quantized(method, models.model, "dense")), None
 
                 yield (name, method, "quantize, prune"), turned
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, DiffLlamaConfig, LlamaConfig
 
 import secateur
 from secateur import data
@@ -416,3 +416,23 @@ def test_the_command_line_says_what_went(dense, text, tmp_path, capsys):
         main(["verify", str(tmp_path / "out"), "--dense", str(dense("llama-mha"))])
     assert not end.value.code
     assert "bit for bit" in capsys.readouterr().out
+
+
+def test_blocks_that_compute_by_their_number_keep_it(shrinkage, tmp_path):
+    """DiffLlama's attention has a number that follows from the block's."""
+    config = DiffLlamaConfig(
+        vocab_size=pico.VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
+    pico.tokenizer().save_pretrained(tmp_path / "dense")
+    with pytest.raises(secateur.InputError, match="block 1 would be block 0.*lambda_init"):
+        secateur.shrink(tmp_path / "dense", tmp_path / "out", shrinkage(method="depth", keep_last=2))
+    assert not (tmp_path / "out").exists()
+    secateur.shrink(tmp_path / "dense", tmp_path / "out", shrinkage(method="depth", keep_first=2))
+    assert secateur.verify(tmp_path / "out", tmp_path / "dense").passed
+
+
+def test_a_record_that_is_gone_is_missed(dense, shrinkage, tmp_path):
+    secateur.shrink(dense("llama-mha"), tmp_path / "out", shrinkage())
+    (tmp_path / "out" / ORDERS).unlink()
+    assert secateur.verify(tmp_path / "out").failures["files"] == [ORDERS]

@@ -25,7 +25,7 @@ from secateur.pruning.prepare import draw_samples
 from secateur.shrinkage import Shrinkage
 from secateur.shrinking.choice import BLOCKS, Kept, choose, named, selection
 from secateur.shrinking.evidence import Dense, influences, of_gradients, of_inputs
-from secateur.shrinking.target import Target, changes_of_depth, settle
+from secateur.shrinking.target import Target, changes_of_depth, check_blocks, settle
 from secateur.shrinking.widths import weights_of
 
 
@@ -181,6 +181,7 @@ class _Job:
         gone = {*least[: len(dense.blocks) - target.depth]}
         kept = [index for index in range(len(dense.blocks)) if index not in gone]
         self.changes = changes_of_depth(dense.source.config, dense.blocks, kept)
+        check_blocks(dense.source, self.changes, dense.blocks, kept)
         self.weights = weights_of([dense.blocks[index] for index in kept], dense.family)
         for number, index in enumerate(kept):
             prefix = dense.blocks[index].prefix

@@ -1,10 +1,14 @@
 """What a shrunk model will be, and what its config has to say: settled before any long work."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from secateur.checkpoint import Source
@@ -101,18 +105,62 @@ def changes_of_depth(config: PreTrainedConfig, blocks: Sequence[Block], kept: Se
         if "layer" in name and isinstance(value, list) and len(value) == len(blocks):  # such as layer_types
             changed[name] = [value[index] for index in kept]
     if "mlp_only_layers" in said:
-        has_experts = [any(linear.stack for linear in blocks[index].linears) for index in kept]
+        names = [[name for name, _ in blocks[index].module.named_parameters()] for index in kept]
+        has_experts = [any("experts." in name for name in some) for some in names]
         changed["mlp_only_layers"] = [index for index, has in enumerate(has_experts) if not has]
         changed["decoder_sparse_step"] = 1
     return changed
 
 
+def check_blocks(source: Source, changed: dict[str, Any], blocks: Sequence[Block], kept: Sequence[int]) -> None:
+    """Compare blocks that stay with those that a model of the changed config has in their new places.
+
+    Some configs count kinds of blocks from the first, and some blocks compute by their number.
+
+    Args:
+        source: the dense model.
+        changed: what the config says otherwise.
+        blocks: of the dense model.
+        kept: the numbers of those that stay, ascending.
+
+    Raises:
+        InputError: when one of them would be another.
+    """
+    config = _config(source, changed)
+    assert config is not None  # the same was tried with other blocks
+    model = empty_model(config, torch.float32)
+    for now, (index, new) in enumerate(zip(kept, blocks_of(model, family_of(model)), strict=True)):
+        if what := _difference(blocks[index].module, new.module, (index, now)):
+            raise InputError(
+                f"block {index} would be block {now}, and there {source.config.model_type} models have another kind of "
+                f"block ({what}): no config can say otherwise; let it keep its place (--keep-first)"
+            )
+
+
+def _difference(old: nn.Module, new: nn.Module, numbers: tuple[int, int]) -> str | None:
+    """In what two blocks differ, weights apart: names and shapes, kinds of modules, and numbers and words in these."""
+    ours, theirs = ({name: part.shape for name, part in one.named_parameters()} for one in (old, new))
+    if ours != theirs:
+        return f"{min(name for name, _ in ours.items() ^ theirs.items())} is not the same in both"
+    for (path, one), (_, other) in zip(old.named_modules(), new.named_modules(), strict=False):
+        if type(one) is not type(other):
+            return f"{path or 'it'} is a {type(one).__name__} and a {type(other).__name__}"
+        for name, value in vars(one).items():
+            found = vars(other).get(name)
+            if isinstance(value, int | float | str) and value != found and (value, found) != numbers:
+                return f"{f'{path}.{name}'.lstrip('.')} is {value} and {found}"
+    return None
+
+
 def _config(source: Source, changed: dict[str, Any]) -> PreTrainedConfig | None:
     """What transformers makes of the config with changes; None where it refuses them."""
-    try:
-        return AutoConfig.for_model(**read_object(source.folder / "config.json") | changed)
-    except Exception:  # whatever checks of an architecture raise
-        return None
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(read_object(source.folder / "config.json") | changed), encoding="utf-8")
+        try:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception:  # whatever checks of an architecture raise
+            return None
 
 
 def _check(source: Source, changed: dict[str, Any], weights: int) -> None:
