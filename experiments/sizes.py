@@ -142,11 +142,14 @@ def main() -> None:
     show(OPENING)
     for folder in (CONFIGS / name for name in ("Llama-3.1-8B", "Llama-3.1-70B", "Llama-3.1-405B", "DeepSeek-V3")):
         plan = secateur.plan(folder, rates=CPU, rate=lambda number: 1.0)
-        dense, packed, int8 = (bound.model_bytes / GB for bound in plan.bounds)
+        dense, packed, int8, int4 = (bound.model_bytes / GB for bound in plan.bounds)
         weights, prunable = plan.parameters / 1e9, plan.prunable / 1e9
         show(f"\n## {folder.name}\n")
         show(f"{weights:,.1f} billion weights, {prunable:,.1f} of them in linears that are pruned;")
-        show(f"{dense:,.0f} GB read and written, {packed:,.0f} GB packed at 50 %, {int8:,.0f} GB with int8 values.")
+        show(
+            f"{dense:,.0f} GB read and written, {packed:,.0f} GB packed at 50 %, {int8:,.0f} GB with int8 values, "
+            f"{int4:,.0f} GB with int4 values."
+        )
         if (share := sum(plan.left_dense.values())) > 0.01:
             show(f"{100 * share:.0f} % {LEFT_DENSE}")
         show("\n| recipe | machine | memory | GPU memory | temporary | time | slowest stage |")
