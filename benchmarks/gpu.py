@@ -18,6 +18,7 @@ it is known; DIR is the current folder by default.
   bytes, and GB/s of weights;
 - ``prune``, ``prune_wide``: two blocks of LLaMA-7B's and of LLaMA-70B's width pruned on 128 x 2,048 tokens, beside two
   plain forward passes: ``benchmarks/pruning_cost.py``, by recipe and stage. With ``--budget 500`` and only these;
+- ``quantize``: two blocks of LLaMA-7B's width quantized to 4 bits by every method, on 128 x 2,048 tokens, by stage;
 - ``norm``: the norm with a gather against ``torch.nn.functional.rms_norm``;
 - ``tests``: those of the suite that need a GPU.
 
@@ -46,11 +47,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import secateur
-from secateur.checkpoint.sparse import pack, pack_int8
+from secateur.checkpoint.sparse import pack, pack_int4, pack_int8
 from secateur.console import speed, terminal
 from secateur.errors import InputError
 from secateur.masks import select
 from secateur.patterns import NM, Pattern, Unstructured
+from secateur.quantization.methods import QUANTIZATIONS
+from secateur.recipe import QuantizationRecipe
 from secateur.runtime import cusparselt
 from secateur.runtime.acceleration import SAMPLE, cuda_milliseconds, measure
 from secateur.runtime.algorithms import Algorithms, check
@@ -253,6 +256,7 @@ def decode(log: Log, scale: Scale) -> None:
             packed: dict[str, list[Form]] = {
                 "bfloat16": [SparseLinear(pack(linear.weight.detach())) for linear in dense],
                 "int8": [SparseLinear(pack_int8(linear.weight.detach())) for linear in dense],
+                "int4": [SparseLinear(pack_int4(linear.weight.detach())) for linear in dense],
             }
             for values, forms in packed.items():
                 cells, share = [], form_bytes(forms[0]) / form_bytes(dense[0])
@@ -288,6 +292,26 @@ def prune_blocks(shape: str, log: Log, scale: Scale) -> None:
                 running.kill()
 
 
+def quantize(log: Log, scale: Scale) -> None:
+    real = scale.device == "cuda" and scale is not SMOKE
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        dense = Path(folder) / "dense"
+        random_model = [sys.executable, str(Path(__file__).parent / "random_models.py"), "7b" if real else "tiny"]
+        subprocess.run([*random_model, str(dense), "--blocks", "2"], check=True)
+        for method in QUANTIZATIONS:
+            recipe = QuantizationRecipe(
+                method=method,
+                group_size=128 if real else 16,
+                calibration=str(dense / "text.txt"),
+                samples=128 if real else 2,
+                length=2048 if real else 32,
+                device=scale.device,
+            )
+            found = secateur.quantize(dense, Path(folder) / method, recipe)["quantization"]
+            log(method=method, seconds=found["seconds"], bits=found["bits_per_weight"])
+            print(f"{method}: {found['seconds']}", flush=True)
+
+
 def norm(log: Log, scale: Scale) -> None:
     from secateur.models.triton_norm import rms_norm_gather
 
@@ -320,6 +344,7 @@ SECTIONS: dict[str, tuple[Callable[[Log, Scale], None], int]] = {
     "norm": (norm, 10),
     "prune": (partial(prune_blocks, "7b"), 120),
     "prune_wide": (partial(prune_blocks, "70b"), 300),
+    "quantize": (quantize, 120),
     "tests": (tests, 60),
 }
 
