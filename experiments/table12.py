@@ -35,6 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "wanda": {"score": "wanda", "sparsity": 0.5},
     "ria": {"score": "ria", "sparsity": 0.5},
     "ria 2:4": {"score": "ria", "pattern": "2:4"},
+    "ria 16:32": {"score": "ria", "pattern": "16:32"},
     "best": {"preset": "best", "sparsity": 0.5},
     "best 2:4": {"preset": "best", "pattern": "2:4"},
     "best 16:32": {"preset": "best", "pattern": "16:32"},
