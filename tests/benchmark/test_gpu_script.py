@@ -62,7 +62,7 @@ def test_products_of_8_bit_floats_are_right_and_told(script, tmp_path):
 @pytest.mark.skipif(not KERNELS, reason="needs a C++ compiler")
 def test_packed_weights_and_a_model_are_told(script, tmp_path, capsys):
     rows = rows_of(script, "decode", tmp_path)
-    assert len(rows) == 3 * 3 * 2 * 2  # shapes, patterns, types of values, numbers of tokens
+    assert len(rows) == 3 * 3 * 3 * 2  # shapes, patterns, types of values, numbers of tokens
     assert all(row["share"] == pytest.approx(9 / 16) for row in rows if row["values"] == "bfloat16")
     (tmp_path / "model").mkdir()
     *loads, row = rows_of(script, "model", tmp_path / "model")
