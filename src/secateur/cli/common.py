@@ -12,6 +12,7 @@ from secateur.progress import Progress, speaks
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 app = App(
     name="secateur",
@@ -40,7 +41,7 @@ def print_json(result: Any) -> None:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
-def print_tables(tables: "Sequence[Table]", notes: Sequence[str]) -> None:
+def print_tables(tables: "Sequence[Table | Text]", notes: Sequence[str]) -> None:
     """Tables, and what one must know to read them, on standard output."""
     from secateur.console.terminal import out
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import secateur
-from secateur.cli.common import Force, Json, Quiet, app, print_json, progress_for
+from secateur.cli.common import Force, Json, Quiet, app, print_json, print_tables, progress_for
 from secateur.recipe import QuantizationRecipe, Recipe
 from secateur.shrinkage import Shrinkage
 
@@ -38,16 +38,12 @@ def prune(
         Go on after the last block that this command had finished when it was stopped, if it was.
     """
     from secateur.console.models import pruning_notes, pruning_table
-    from secateur.console.terminal import out as terminal
 
     manifest = secateur.prune(model, out, options, force=force, resume=resume, progress=progress_for(quiet))
     if json:
         print_json(manifest)
     else:
-        terminal.print(pruning_table(manifest))
-        for note in pruning_notes(manifest):
-            terminal.print(note, highlight=False)
-        terminal.print(f"written to {out}", highlight=False)
+        print_tables([pruning_table(manifest)], [*pruning_notes(manifest), f"written to {out}"])
 
 
 @app.command
@@ -71,14 +67,12 @@ def shrink(
         The folder to write.
     """
     from secateur.console.models import shrinking_text
-    from secateur.console.terminal import out as terminal
 
     manifest = secateur.shrink(model, out, options, force=force, progress=progress_for(quiet))
     if json:
         print_json(manifest)
     else:
-        terminal.print(shrinking_text(manifest))
-        terminal.print(f"written to {out}", highlight=False)
+        print_tables([shrinking_text(manifest)], [f"written to {out}"])
 
 
 @app.command
@@ -107,16 +101,12 @@ def quantize(
         Go on after the last block that this command had finished when it was stopped, if it was.
     """
     from secateur.console.models import quantization_notes, quantization_table
-    from secateur.console.terminal import out as terminal
 
     manifest = secateur.quantize(model, out, options, force=force, resume=resume, progress=progress_for(quiet))
     if json:
         print_json(manifest)
     else:
-        terminal.print(quantization_table(manifest))
-        for note in quantization_notes(manifest):
-            terminal.print(note, highlight=False)
-        terminal.print(f"written to {out}", highlight=False)
+        print_tables([quantization_table(manifest)], [*quantization_notes(manifest), f"written to {out}"])
 
 
 @app.command
