@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from secateur.checkpoint import (
-    MANIFEST,
     Source,
     Workspace,
     Writer,
     check_apart,
     check_unchanged,
     local_folder,
+    manifest_of,
     opened,
     read_orders,
 )
@@ -25,7 +25,7 @@ from secateur.checkpoint.sparse import BITS, SparseWeight, pack_int4, pack_int8,
 from secateur.checkpoint.sparse import pack as pack_bits
 from secateur.digests import bytes_digest
 from secateur.errors import InputError
-from secateur.files import MOST_BYTES_OF_LISTS, member, read_object
+from secateur.files import read_object
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.progress import Progress
 
@@ -126,7 +126,7 @@ def pack(
                 f"(a zero with a minus sign counts as a weight), or their type is none of {types}"
             )
         config = {"model_type": PACKED_TYPE, "base": _unquantized(read_object(folder / "config.json"))}
-        manifest = _manifest(folder)
+        manifest = manifest_of(folder)
         if rounded:  # what proves the values from here on
             manifest["rounded"] = {"bits": bits, "sha256": manifest.get("rounded", {}).get("sha256", {}) | rounded}
         writer.finish(folder, manifest, read_orders(folder, whole=False), config=config)
@@ -164,7 +164,7 @@ def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress:
             writer.add(source.stacks.split(source.read(names)))
             progress.advance(1)
         config = read_object(folder / "config.json")["base"]
-        writer.finish(folder, _manifest(folder), read_orders(folder, whole=False), config=config)
+        writer.finish(folder, manifest_of(folder), read_orders(folder, whole=False), config=config)
 
 
 def bits_of(int8: bool, int4: bool) -> int | None:
@@ -215,8 +215,3 @@ def _unquantized(config: dict[str, Any]) -> dict[str, Any]:
 
 def _bytes(tensors: dict[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = member(folder, MANIFEST)
-    return read_object(path, MOST_BYTES_OF_LISTS) if path else {}

@@ -15,11 +15,10 @@ from transformers import PreTrainedModel
 
 from secateur import __version__
 from secateur.calibrate.stream import Rooms
-from secateur.checkpoint import MANIFEST, Source, Writer, check_unchanged, load_into, read_orders
+from secateur.checkpoint import Source, Writer, check_unchanged, load_into, manifest_of, read_orders
 from secateur.checkpoint.quantized import Scheme, as_tensors, check_held, config_of
 from secateur.devices import threads
 from secateur.errors import InputError, Notice
-from secateur.files import MOST_BYTES_OF_LISTS, member, read_object
 from secateur.models.blocks import blocks_of, family_of, left_dense
 from secateur.models.scale import scalable, scale_readers, shared
 from secateur.models.spaces import Family, Linear, reader_groups
@@ -124,8 +123,7 @@ def quantize(
 
 def _manifest(folder: Path, quantized: Collection[str]) -> dict[str, Any]:
     """What is recorded of the model so far and holds of it still, now that tensors of these names are quantized."""
-    path = member(folder, MANIFEST)
-    found = read_object(path, MOST_BYTES_OF_LISTS) if path else {}
+    found = manifest_of(folder)
     found.pop("files", None)
     if rounded := found.pop("rounded", None):
         still = {name: digest for name, digest in rounded["sha256"].items() if name not in quantized}

@@ -9,7 +9,7 @@ from secateur.checkpoint.checks import check, check_finite, opened, read_orders
 from secateur.checkpoint.config import context_of, load_into
 from secateur.checkpoint.destination import check_apart
 from secateur.checkpoint.layout import INDEX, MANIFEST, ORDERS, WEIGHTS
-from secateur.checkpoint.recorded import changed_files, check_unchanged, unlisted_files
+from secateur.checkpoint.recorded import changed_files, check_unchanged, manifest_of, unlisted_files
 from secateur.checkpoint.residence import resident
 from secateur.checkpoint.resolve import check_there, convert, load_whole, local_folder, outline
 from secateur.checkpoint.source import Source
@@ -35,6 +35,7 @@ __all__ = [
     "load_into",
     "load_whole",
     "local_folder",
+    "manifest_of",
     "opened",
     "outline",
     "read_orders",

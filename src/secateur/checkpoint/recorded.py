@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from secateur.checkpoint.layout import ADAPTERS, COMPANIONS, INDEX, MANIFEST, TEMPLATES, TERMS
 from secateur.digests import file_digest
 from secateur.errors import InputError
-from secateur.files import member, read_as
+from secateur.files import MOST_BYTES_OF_LISTS, member, read_as, read_object
 
 # What whoever loads a model looks for by name.
 _READ = {*COMPANIONS, *ADAPTERS, TEMPLATES, INDEX} - {*TERMS}
@@ -16,6 +17,12 @@ _READ = {*COMPANIONS, *ADAPTERS, TEMPLATES, INDEX} - {*TERMS}
 
 class _Recorded(msgspec.Struct, frozen=True):
     files: dict[str, str] | None = None
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a model folder, as plain data; empty where there is none."""
+    path = member(folder, MANIFEST)
+    return read_object(path, MOST_BYTES_OF_LISTS) if path else {}
 
 
 def changed_files(folder: Path, digests: Mapping[str, str], weights: bool = False) -> list[str]:

@@ -13,11 +13,10 @@ from typing import Any
 
 import msgspec
 
-from secateur.checkpoint import MANIFEST, changed_files
+from secateur.checkpoint import changed_files, manifest_of
 from secateur.data.tokens import tokens_kept_in
 from secateur.errors import InputError, reason
 from secateur.evaluation.evaluate import Evaluation, evaluate
-from secateur.files import MOST_BYTES_OF_LISTS, member, read_object
 from secateur.pruning.folder import prune
 from secateur.recipe import Recipe
 from secateur.sweeps.grid import DENSE, Protocol
@@ -156,9 +155,8 @@ def _do(job: Job) -> Outcome:
 
 def _kept(folder: Path) -> dict[str, Any]:
     """The manifest of a model that was kept; raises :class:`InputError` when it is not what was written there."""
-    path = member(folder, MANIFEST)
-    manifest = read_object(path, MOST_BYTES_OF_LISTS) if path else {}
-    if not path or changed_files(folder, manifest["files"], weights=True):
+    manifest = manifest_of(folder)
+    if not manifest or changed_files(folder, manifest["files"], weights=True):
         raise InputError(f"{folder} is no longer the model that was kept there: delete it, and the row is done again")
     return manifest
 
