@@ -1,0 +1,22 @@
+"""RIA, Table 1: perplexity at 50 % unstructured sparsity, by method and model."""
+
+from experiments.common import LLAMA, LLAMA2, OPT, Report, Setting, absent, main
+from experiments.tables import sweep_report
+
+MODELS = (*LLAMA, *LLAMA2, *OPT)
+METHODS = {
+    "magnitude": {"score": "magnitude"},
+    "wanda": {"score": "wanda"},
+    "sparsegpt": {"score": "sparsegpt", "reconstruct": "sparsegpt"},
+    "ri": {"score": "ri"},
+    "ria": {"score": "ria"},
+}
+
+
+def run(setting: Setting) -> Report:
+    results = setting.sweep(METHODS, base={"sparsity": 0.5}, baseline={"recipe": "magnitude"})
+    return sweep_report("table1", results, notes=absent(setting, "wikitext2"))
+
+
+if __name__ == "__main__":
+    main(__doc__, MODELS, __file__)
