@@ -1,0 +1,56 @@
+"""RIA, Figure 8: are activation outliers the same, whatever the model is calibrated on?
+
+For each place where linears read and each calibration set, on the dense model: how far the largest ‖X_j‖₂ lies above
+the median, over depth; and how many of the largest one in a hundred channels of the first set are among those of the
+other, in percent. A second draw of the first set shows what is chance.
+"""
+
+from statistics import fmean
+
+from experiments.activations import Outliers, absent_sets, draws, norms, over_depth, top
+from experiments.common import LLAMA2, Report, Setting, main
+from experiments.drawing import across, lines, named, panels
+from secateur.sweeps.tables import Table
+
+MODELS = LLAMA2
+
+
+def run(setting: Setting) -> Report:
+    found = draws(setting)
+    tables, plots, data = [], {}, []
+    for model in setting.models:
+        with setting.folder(model) as folder:
+            seen = {draw.label: over_depth(norms(setting, model, folder, draw)) for draw in found}
+        (first, dense), *others = seen.items()
+        figure, axes = panels([f"largest ‖X_j‖ over the median, {label}" for label in dense])
+        rows: list[list[str | float | None]] = []
+        for panel, label in zip(axes, dense, strict=True):
+            ratios = {
+                name: {number: Outliers.of(values).ratio for number, values in blocks[label].items()}
+                for name, blocks in seen.items()
+            }
+            shared = {
+                name: fmean(_shared(values, blocks[label][number]) for number, values in dense[label].items())
+                for name, blocks in others
+            }
+            lines(panel, {name: (list(by), list(by.values())) for name, by in ratios.items()}, log=True)
+            row = [label, *(fmean(by.values()) for by in ratios.values()), *(f"{x:.0%}" for x in shared.values())]
+            rows.append(row)
+            data.append({"model": model, "read by": label, "ratio": ratios, "shared": shared})
+        across(axes[-1], "block")
+        plots[named("outliers", model, setting)] = figure
+        headings = ["read by", *seen, *(f"same channels, {name}" for name in shared)]
+        caption = (
+            f"{model}: largest ‖X_j‖ over the median, mean over blocks; and how many of the channels that stand out "
+        )
+        tables.append((caption + f"on {first} do on another set.", Table.plain(headings, rows)))
+    return Report(tables, plots=plots, notes=absent_sets(setting), data=data)
+
+
+def _shared(one, other) -> float:  # type: ignore[no-untyped-def]
+    largest = set(top(one).tolist())
+    return len(largest & set(top(other).tolist())) / len(largest)
+
+
+if __name__ == "__main__":
+    main(__doc__, MODELS, __file__)
