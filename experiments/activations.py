@@ -100,7 +100,7 @@ def places(block: Block) -> dict[str, str]:
 
 
 def kinds(names: Iterable[str]) -> dict[str, str]:
-    """What tables call the linears of a block: their last names where these tell them apart, as ``q``; experts alike."""
+    """What tables call linears: by their last names, as ``q``, where these tell them apart; all experts alike."""
     whole = {name: ".".join(part for part in name.split(".") if not part.isdigit()) for name in names}
     last = {name: kind.rpartition(".")[2].removesuffix("_proj") for name, kind in whole.items()}
     return last if len(set(last.values())) == len(set(whole.values())) else whole
@@ -116,7 +116,7 @@ def over_depth(blocks: Sequence[Norms]) -> dict[str, dict[int, Tensor]]:
 
 
 def spearman(one: Tensor, other: Tensor) -> float:
-    """Spearman's rank correlation of two vectors ``(n,)``, with mean ranks among equals; 1 where all are equal in both."""
+    """Spearman's rank correlation of two vectors ``(n,)``, with mean ranks among equals; 1 where both are constant."""
     ranks = torch.stack([_ranks(one), _ranks(other)])
     if not ranks.var(1).any():
         return 1.0

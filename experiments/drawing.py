@@ -87,7 +87,7 @@ def _label(panel: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:
 
 
 def apart(wanted: Sequence[float], distance: float) -> list[float]:
-    """Places in the same order as ``wanted``, at least ``distance`` apart, each run of crowded ones about its middle."""
+    """Places in the order of ``wanted``, at least ``distance`` apart, those that are crowded about their middle."""
     runs: list[list[int]] = []  # which are crowded together, from the lowest
     order = sorted(range(len(wanted)), key=lambda place: wanted[place])
 

@@ -1,9 +1,9 @@
 """RIA, Figure 2: are input channels ranked alike by their activations, whatever the model is calibrated on?
 
-Spearman's rank correlation of ‖X_j‖₂ over the input channels of each place where linears read, between calibration sets,
-on the dense model. The paper's sets are WikiText-2, C4 and PTB; a second draw of the first set that is here shows how
-much of what is missing to 1 is chance. Where the correlation is high, ‖X_j‖ says something of the model and not of the
-text, and one calibration set will do.
+Spearman's rank correlation of ‖X_j‖₂ over the input channels of each place where linears read, between calibration
+sets, on the dense model. The paper's sets are WikiText-2, C4 and PTB; a second draw of the first set that is here shows
+how much of what is missing to 1 is chance. Where the correlation is high, ‖X_j‖ says something of the model and not of
+the text, and one calibration set will do.
 """
 
 from itertools import combinations

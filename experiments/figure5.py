@@ -88,14 +88,14 @@ def _reason(
     together = float(torch.corrcoef(torch.tensor(pairs).T)[0, 1]) if len(pairs) > 1 else 0.0
     alike = "as in the paper" if tied < free else "otherwise than in the paper, where 2:4 spreads them less"
     return (
-        f"On {model} the input channels' shares spread by {free:.3f} unstructured, {tied:.3f} at 2:4 and {ordered:.3f} at "
-        f"2:4 with ordered channels: {alike}. Over its {len(pairs)} linears, the spread by RIA 50 % and that of ln ‖X‖ "
-        f"correlate by {together:.2f}."
+        f"On {model} the shares of input channels spread by {free:.3f} unstructured, {tied:.3f} at 2:4 and "
+        f"{ordered:.3f} at 2:4 with ordered channels: {alike}. Over its {len(pairs)} linears, the spread by RIA 50 % "
+        f"and that of ln ‖X‖ correlate by {together:.2f}."
     )
 
 
 def draw(found: Mapping[str, Sequence[LinearDegrees]]) -> "Figure":
-    """A histogram for each setting, of all channels of all linears: of input channels on the left, output on the right."""
+    """A histogram for each setting, over the channels of all linears: inputs on the left, outputs on the right."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, 1.0 * len(found) + 0.6), layout="constrained")

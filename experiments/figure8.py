@@ -7,6 +7,9 @@ other, in percent. A second draw of the first set shows what is chance.
 
 from statistics import fmean
 
+import torch
+from torch import Tensor
+
 from experiments.activations import Outliers, absent_sets, draws, norms, over_depth, top
 from experiments.common import LLAMA2, Report, Setting, main
 from experiments.drawing import across, lines, named, panels
@@ -47,9 +50,9 @@ def run(setting: Setting) -> Report:
     return Report(tables, plots=plots, notes=absent_sets(setting), data=data)
 
 
-def _shared(one, other) -> float:  # type: ignore[no-untyped-def]
-    largest = set(top(one).tolist())
-    return len(largest & set(top(other).tolist())) / len(largest)
+def _shared(one: Tensor, other: Tensor) -> float:
+    """The share of the largest channels by ``one`` that are among those by the ``other``, norms ``(I,)`` both."""
+    return float(torch.isin(top(one), top(other)).double().mean())
 
 
 if __name__ == "__main__":
