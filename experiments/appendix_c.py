@@ -1,4 +1,4 @@
-"""RIA, Appendix C: how much do results depend on what the model is calibrated on?
+"""RIA, Appendix C: how much results depend on what the model is calibrated on.
 
 The paper says that RIA's depend on it least. Here as a number: each method prunes to 50 % on several draws of every
 calibration set; per text, the coefficient of variation of the perplexity over all draws of all sets. *Farther from the

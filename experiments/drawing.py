@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 INK, FAINT = "#1a1a1a", "#9a9a9a"
 COLOURS = (INK, "#0072b2", "#d55e00", "#009e73")
 WIDTH, SMALL = 4.6, 8  # inches; points
-_APART = 0.085  # of labels, as a share of a panel's height
+_APART = 0.1  # of labels, as a share of a panel's height
 
 
 def named(plot: str, model: str, setting: Setting) -> str:
@@ -50,8 +50,14 @@ def lines(
         log: a logarithmic scale upwards.
         marker: of each point, where there are few.
     """
+    from matplotlib.ticker import LogLocator
+
+    panel.margins(x=0.01)
     if log:
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:,g}")
+        panel.minorticks_off()
     for number, (x, y) in enumerate(found.values()):
         dash = "-" if number < len(COLOURS) else "--"
         values = [value if math.isfinite(value) else math.nan for value in y]

@@ -1,4 +1,4 @@
-"""RIA, Figure 2: are input channels ranked alike by their activations, whatever the model is calibrated on?
+"""RIA, Figure 2: how alike calibration sets rank the input channels by their activations.
 
 Spearman's rank correlation of ‖X_j‖₂ over the input channels of each place where linears read, between calibration
 sets, on the dense model. The paper's sets are WikiText-2, C4 and PTB; a second draw of the first set that is here shows

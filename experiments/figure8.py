@@ -1,4 +1,4 @@
-"""RIA, Figure 8: are activation outliers the same, whatever the model is calibrated on?
+"""RIA, Figure 8: activation outliers by calibration set.
 
 For each place where linears read and each calibration set, on the dense model: how far the largest ‖X_j‖₂ lies above
 the median, over depth; and how many of the largest one in a hundred channels of the first set are among those of the
