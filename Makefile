@@ -24,7 +24,7 @@ test-lowest: $(LOWEST)/ready
 	$(LOWEST)/bin/python -m pytest -m 'not slow'
 
 test-tasks: $(VENV)/dev $(VENV)/tasks
-	$(BIN)/python -m pytest tests/evaluation/test_zero_shot.py
+	$(BIN)/python -m pytest tests/evaluation/test_zero_shot.py tests/evaluation/test_ready_tasks.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
