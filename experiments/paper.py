@@ -82,14 +82,15 @@ def page(sections: list[Section], setting: Setting) -> str:
     machine = this_machine()
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     recipe, protocol = setting.recipe, setting.protocol
-    limit = f"the first {protocol['limit']} windows" if protocol["limit"] else "all windows"
+    windows = f"the first {protocol['limit']} windows" if protocol["limit"] else "all windows"
+    windows += f" of {protocol['window'] or 'at most 2048'} tokens"
     seeds = ", ".join(map(str, setting.seeds))
     head = [
         f"# The paper, table by table: {', '.join(setting.models)}",
         f"{date.today():%d %B %Y}; {machine}; {versions}. Made by `python -m experiments.paper {setting.command}` in "
         f"{sum(one.seconds for one in sections) / 60:.0f} minutes.",
-        f"Unless a table says otherwise: calibrated on {recipe['samples']} samples of {recipe['length']:,} tokens of C4 "
-        f"(seeds: {seeds}), measured in {protocol['dtype']} on {limit} of {protocol['window'] or 'at most 2048'} tokens.",
+        f"Unless a table says otherwise: calibrated on {recipe['samples']} samples of {recipe['length']:,} tokens of "
+        f"C4 (seeds: {seeds}), measured in {protocol['dtype']} on {windows}.",
         CAPTION,
     ]
     parts = [
