@@ -1,7 +1,8 @@
 """RIA, Table 8: what it is worth to reconstruct the weights that are kept.
 
 ``+ rec`` is SparseGPT's sweep on a given mask, as in the paper. Conjugate gradients and ADMM go on to the optimum of
-the same objective, and are judged on samples that they have not seen; ``best`` is the preset: SparseGPT's score, an order of the channels at N:M, ADMM.
+the same objective, and are judged on samples that they have not seen; ``best`` is the preset: SparseGPT's score, an
+order of the channels at N:M, ADMM.
 """
 
 from typing import Any
