@@ -153,7 +153,11 @@ def test_tables_in_every_form_have_all_rows_and_escape_what_is_special(results):
 
 
 def test_a_table_of_ones_own_shows_about_four_digits_and_no_rules_between_rows():
-    rows = [["a_b", 12345, 12345.6, None], ["c", 0.012345, math.inf, 29.154], ["", 0.0, math.nan, -475.68]]
+    rows: list[list[str | float | None]] = [
+        ["a_b", 12345, 12345.6, None],
+        ["c", 0.012345, math.inf, 29.154],
+        ["", 0.0, math.nan, -475.68],
+    ]
     plain = Table.plain(["method", "x", "y", "z"], rows)
     assert markdown(plain).splitlines() == [
         "| method | x | y | z |",
