@@ -11,10 +11,12 @@ from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.perplexity import Perplexity
 from secateur.evaluation.uncertainty import interval
 from secateur.evaluation.zero_shot import TaskScore
-from secateur.sweeps.grid import Grid, Skipped
+from secateur.sweeps.facts import Pruning
+from secateur.sweeps.grid import Grid
 from secateur.sweeps.results import Entry, Results
 from secateur.sweeps.tables import Table, comma_separated, latex, markdown, table
-from secateur.sweeps.work import Outcome, Pruning, decode_outcome, encode
+from secateur.sweeps.variants import Skipped
+from secateur.sweeps.work import Outcome, decode_outcome, encode
 
 GRID = Grid.from_dict(
     {
@@ -67,7 +69,7 @@ def entries(grid=GRID, fails=()):
                     outcome = Outcome("no\nluck & 50%")
                 else:
                     found = evaluation(NLL[variant.labels[0]][place])
-                    outcome = Outcome(pruning=PRUNING if variant.recipe else None, evaluation=found, seconds=12.3)
+                    outcome = Outcome(pruning=PRUNING if row.steps else None, evaluation=found, seconds=12.3)
                 yield Entry(row, f"{model} {row.variant} {place}", outcome)
 
 
