@@ -18,7 +18,7 @@ LAYERS = [
     ["errors", "patterns", "sizes"],  # words that need no torch
     ["progress", "devices", "digests", "files", "memory", "ranks"],
     ["masks", "stats", "permute", "scores", "importance", "reconstruct", "quantization"],  # pure functions over tensors
-    ["recipe", "shrinkage"],  # which of them to use
+    ["options", "recipe", "shrinkage"],  # which of them to use
     ["models", "data"],  # what they work on
     ["checkpoint", "calibrate"],  # where weights and statistics come from
     [

@@ -87,7 +87,7 @@ def quantize(
         setting = settle(source, recipe, work, ranks)
         with threads(setting.threads):
             with clock("load"):
-                job = Job.load(source, recipe, setting, ranks, partial(_select, recipe=recipe), quantizing)
+                job = Job.load(source, recipe, setting, ranks, partial(select, recipe=recipe), quantizing)
             job.begin(work, command_of(model, out, recipe, force, "quantize"))
             scheme = Scheme(recipe.bits, recipe.group_size, recipe.evenly)
             writer = Writer(work, 1 + len(job.task.blocks))
@@ -131,7 +131,7 @@ def _manifest(folder: Path, quantized: Collection[str]) -> dict[str, Any]:
     return found
 
 
-def _select(model: PreTrainedModel, recipe: QuantizationRecipe) -> Selection:
+def select(model: PreTrainedModel, recipe: QuantizationRecipe) -> Selection:
     """The linears of ``model``, which has no weights, that are quantized.
 
     Raises:
