@@ -117,7 +117,7 @@ def quantize(
             "unpruned_sha256": {name: digest for name, digest in results.unpruned.items() if name in kept},
         }
         config = source.base | {"quantization_config": config_of(scheme, _ignored(job))}
-        writer.finish(folder, manifest, read_orders(folder, whole=False), config=config)
+        writer.finish(model, folder, manifest, read_orders(folder, whole=False), config=config)
         return manifest
 
 

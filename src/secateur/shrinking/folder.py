@@ -99,7 +99,7 @@ def shrink(
             "seconds": clock.seconds(),
         }
         config = read_object(folder / "config.json") | job.changes if job.changes else None
-        job.writer.finish(folder, manifest, kept, config=config)
+        job.writer.finish(model, folder, manifest, kept, config=config)
         return manifest
 
 
