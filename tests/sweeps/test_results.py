@@ -13,7 +13,7 @@ from secateur.evaluation.uncertainty import interval
 from secateur.evaluation.zero_shot import TaskScore
 from secateur.sweeps.grid import Grid, Skipped
 from secateur.sweeps.results import Entry, Results
-from secateur.sweeps.tables import comma_separated, latex, markdown, table
+from secateur.sweeps.tables import Table, comma_separated, latex, markdown, table
 from secateur.sweeps.work import Outcome, Pruning, decode_outcome, encode
 
 GRID = Grid.from_dict(
@@ -126,8 +126,8 @@ def test_what_failed_is_shown_and_the_rest_counts():
     assert (wanda.rows, len(wanda.failures)) == (2, 1)
     assert wanda.texts[0].prevented is None  # for want of the baseline
     assert len(results.failed) == 2
-    assert r"| no luck & 50% |" in markdown(results)
-    assert r"no luck \& 50\%" in latex(results)
+    assert r"| no luck & 50% |" in markdown(table(results))
+    assert r"no luck \& 50\%" in latex(table(results))
     assert len({len(row) for row in csv.reader(io.StringIO(comma_separated(results)))}) == 1
 
 
@@ -135,12 +135,12 @@ def test_tables_in_every_form_have_all_rows_and_escape_what_is_special(results):
     assert len(table(results).rows) == len(results.summaries) == 8
     assert table(results).columns[2] == ("perplexity wikitext2", "95 %", "rise", "prevented")
     assert table(results).rows[2][2][0] == "34.51 ± 5.38"
-    lines = markdown(results).splitlines()
+    lines = markdown(table(results)).splitlines()
     assert len(lines) == 10
     assert all(line.replace(r"\|", "").count("|") == lines[1].count("|") for line in lines)
     assert r"a\|b" in lines[2]
     assert r"ria\_x" in lines[5]
-    tex = latex(results)
+    tex = latex(table(results))
     assert r"100\% \$m\_1 & ria\_x" in tex
     assert tex.count(r"\midrule") == 2
     assert {line.replace(r"\&", "").count("&") for line in tex.splitlines() if line.endswith(r"\\")} == {
@@ -150,6 +150,20 @@ def test_tables_in_every_form_have_all_rows_and_escape_what_is_special(results):
     assert float(rows[2][f"{GRID.protocol.data[0]} perplexity"]) == results.summaries[2].texts[0].perplexity.value
     assert [row["model"] for row in rows] == ["a|b"] * 4 + ["100% $m_1"] * 4
     assert json.loads(json.dumps(results.to_dict()))["skipped"][0]["reason"] == "why"
+
+
+def test_a_table_of_ones_own_shows_about_four_digits_and_no_rules_between_rows():
+    rows = [["a_b", 12345, 12345.6, None], ["c", 0.012345, math.inf, 29.154], ["", 0.0, math.nan, -475.68]]
+    plain = Table.plain(["method", "x", "y", "z"], rows)
+    assert markdown(plain).splitlines() == [
+        "| method | x | y | z |",
+        "| --- | ---: | ---: | ---: |",
+        r"| a\_b | 12,345 | 12,346 |  |",
+        "| c | 0.0123 | ∞ | 29.15 |",
+        "|  | 0 | ∞ | -475.7 |",
+    ]
+    assert latex(plain).count(r"\midrule") == 1
+    assert latex(Table.plain(["method", "x", "y", "z"], rows, words=2)).count(r"\midrule") == 3
 
 
 def test_an_outcome_survives_its_document():

@@ -41,14 +41,15 @@ def sweep(
     keep_models
         Keep the pruned models, in OUT/models; by default each is deleted once it is measured.
     """
-    from secateur.console.sweeps import results_table, sweep_notes
+    from secateur.console.sweeps import stacked, sweep_notes
     from secateur.console.terminal import out as terminal
+    from secateur.sweeps.tables import table
 
     results = secateur.sweep(grid, out, jobs=jobs, ray=ray, keep_models=keep_models, progress=progress_for(quiet))
     if json:
         print_json(results.to_dict())
     else:
-        terminal.print(results_table(results))
+        terminal.print(stacked(table(results)))
         for note in sweep_notes(results):
             terminal.print(note, markup=False, highlight=False)
         terminal.print(f"written to {out}/results.json, .csv, .md, .tex", markup=False, highlight=False, soft_wrap=True)

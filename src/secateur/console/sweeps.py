@@ -1,16 +1,15 @@
 """A sweep in the terminal."""
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as TerminalTable
 
 from secateur.sweeps.results import Results
-from secateur.sweeps.tables import table
+from secateur.sweeps.tables import Table
 
 
-def results_table(results: Results) -> Table:
-    """A row for each model and variant; what belongs to one text stands in one cell."""
-    found = table(results)
-    shown = Table(show_lines=any(len(parts) > 1 for parts in found.columns))
+def stacked(found: Table) -> TerminalTable:
+    """The table for the terminal, where the parts of a column stand in one cell."""
+    shown = TerminalTable(show_lines=any(len(parts) > 1 for parts in found.columns))
     for place, parts in enumerate(found.columns):
         words = place < found.words
         shown.add_column(

@@ -24,7 +24,7 @@ from secateur.digests import digest
 from secateur.errors import InputError
 from secateur.files import read_object
 from secateur.sweeps.results import Results
-from secateur.sweeps.tables import comma_separated, latex, markdown
+from secateur.sweeps.tables import comma_separated, latex, markdown, table
 from secateur.sweeps.work import Outcome, decode_outcome
 
 LOCK = "sweep.lock"
@@ -64,11 +64,12 @@ class Folder:
 
     def write(self, results: Results) -> None:
         """Write the results in every form."""
+        found = table(results)
         forms = {
             "json": json.dumps(results.to_dict(), indent=1) + "\n",
             "csv": comma_separated(results),
-            "md": markdown(results),
-            "tex": latex(results),
+            "md": markdown(found),
+            "tex": latex(found),
         }
         for kind, text in forms.items():
             with replacing(self.path / f"results.{kind}") as path:

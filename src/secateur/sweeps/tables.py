@@ -1,10 +1,10 @@
-"""A sweep's summaries as one table: for people, for Markdown, for LaTeX, and as CSV."""
+"""Tables for people, in Markdown and LaTeX; and a sweep's summaries as one, and as CSV."""
 
 import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +35,15 @@ class Table:
     rows: tuple[tuple[Parts, ...], ...]
     words: int
 
+    @classmethod
+    def plain(cls, headings: Sequence[str], rows: Iterable[Sequence[str | float | None]], words: int = 1) -> "Table":
+        """A table of columns of one part; of numbers about four digits are shown, and None is an empty cell."""
+        cells = tuple(tuple((_plain(cell),) for cell in row) for row in rows)
+        return cls(tuple((heading,) for heading in headings), cells, words)
+
 
 def table(results: Results) -> Table:
-    """A row for each model and variant. What no row has is left out.
+    """A row for each model and variant of a sweep. What no row has is left out.
 
     Of each text the perplexity, with its sample standard deviation over seeds where there are several, its 95 %
     interval, the rise against the dense model and the share of the baseline's rise that is prevented; of each task the
@@ -104,12 +110,21 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 def _digits(value: float) -> int:
-    """Those behind the point: four or five that mean something in all."""
-    return 2 if value < 100 else 1 if value < 1000 else 0
+    """Those behind the point: about four that mean something in all."""
+    size = abs(value)
+    if not 0 < size < 1000:  # which is so of what is no number
+        return 0
+    return 1 if size >= 100 else 2 if size >= 1 else 2 - math.floor(math.log10(size))
 
 
 def _number(value: float, digits: int) -> str:
     return f"{value:,.{digits}f}" if math.isfinite(value) else "∞"
+
+
+def _plain(cell: str | float | None) -> str:
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    return f"{cell:,}" if isinstance(cell, int) else _number(cell, _digits(cell))
 
 
 def _share(value: float | None, form: str) -> str:
@@ -122,9 +137,9 @@ def _short(sources: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(sources)
 
 
-def markdown(results: Results) -> str:
+def markdown(found: Table) -> str:
     """As a table of Markdown."""
-    words, rows = _flat(table(results))
+    words, rows = _flat(found)
     rule = ["---"] * words + ["---:"] * (len(rows[0]) - words)
     lines = [[_in_markdown(cell) for cell in row] for row in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in (lines[0], rule, *lines[1:]))
@@ -139,15 +154,15 @@ def _in_markdown(cell: str) -> str:
     return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", _line(cell))
 
 
-def latex(results: Results) -> str:
-    """As a ``tabular`` of the booktabs package, with a rule between models."""
-    words, cells = _flat(table(results))
+def latex(found: Table) -> str:
+    """As a ``tabular`` of the booktabs package, with a rule where the first of several columns of words changes."""
+    words, cells = _flat(found)
     form = "l" * words + "r" * (len(cells[0]) - words)
     head, *rows = (" & ".join(map(_in_latex, row)) + r" \\" for row in cells)
     lines = [rf"\begin{{tabular}}{{{form}}}", r"\toprule", head]
-    models = [None, *(summary.model for summary in results.summaries)]
-    for row, before, model in zip(rows, models, models[1:], strict=False):
-        lines += [row] if model == before else [r"\midrule", row]
+    groups = [(), *(row[0] if words > 1 else None for row in found.rows)]
+    for row, before, group in zip(rows, groups, groups[1:], strict=False):
+        lines += [row] if group == before else [r"\midrule", row]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
