@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 LLAMA = tuple(f"huggyllama/llama-{size}" for size in ("7b", "13b", "30b", "65b"))
 LLAMA2 = tuple(f"meta-llama/Llama-2-{size}-hf" for size in ("7b", "13b", "70b"))
 OPT = ("facebook/opt-1.3b",)
+LLAMA3 = ("meta-llama/Meta-Llama-3-8B",)
 SMALL = "SmolLM2-135M-Instruct"
 # The corpora of the literature, and what stands for all of them where neither a hub nor copies are there.
 CORPORA, DEMO = ("wikitext2", "c4", "ptb"), "demo"
@@ -110,6 +111,16 @@ class Setting:
         if not found:
             raise InputError(f"{self.texts.folder} has no text to calibrate on, such as c4-train.jsonl (--local)")
         return found[0]
+
+    def tasks(self, *groups: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Those of the tasks of ``groups`` whose questions are here, and those of the first group that are not.
+
+        From the hub come the tasks of the first group; beside local texts, those whose questions lie there.
+        """
+        if self.texts.folder is None:
+            return ([], list(groups[0])) if self.texts.demo else (list(groups[0]), [])
+        there = {path.stem for path in self.texts.tasks.glob("*.jsonl")} if self.texts.tasks else set()
+        return [name for group in groups for name in group if name in there], [x for x in groups[0] if x not in there]
 
     def options(self, **options: Any) -> dict[str, Any]:
         """A recipe's options, calibrated as the setting says unless they say otherwise."""

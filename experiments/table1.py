@@ -1,9 +1,9 @@
 """RIA, Table 1: perplexity at 50 % unstructured sparsity, by method and model."""
 
-from experiments.common import LLAMA, LLAMA2, OPT, Report, Setting, absent, main
+from experiments.common import LLAMA, LLAMA2, LLAMA3, OPT, Report, Setting, absent, main
 from experiments.tables import sweep_report
 
-MODELS = (*LLAMA, *LLAMA2, *OPT)
+MODELS = (*LLAMA, *LLAMA2, *LLAMA3, *OPT)
 METHODS = {
     "magnitude": {"score": "magnitude"},
     "wanda": {"score": "wanda"},
@@ -15,7 +15,7 @@ METHODS = {
 
 def run(setting: Setting) -> Report:
     results = setting.sweep(METHODS, base={"sparsity": 0.5}, baseline={"recipe": "magnitude"})
-    return sweep_report("table1", results, notes=absent(setting, "wikitext2"))
+    return sweep_report(results, notes=absent(setting, "wikitext2"))
 
 
 if __name__ == "__main__":

@@ -1,38 +1,34 @@
-"""RIA, Table 4: N:M sparsity with channel permutation; here also what each way to fold costs.
+"""RIA, Table 4: perplexity of N:M sparsity, without and with channel permutation (CP).
 
-    python experiments/table4.py MODEL --calibration c4 --data wikitext2 [--patterns 2:4 4:8] [--keep DIR]
-
-For Wanda and RIA at each pattern: no permutation, the heuristic, and linear sum assignment in the three
-fold modes. Of each, the perplexity of what was written, and the share of the score that is retained, averaged over
-layers.
+``+ CP`` is an order that is folded into a plain checkpoint, found by Secateur's search. ``+ CP as published`` gives
+each linear an order of its own by one pass of linear sum assignment, and maps the mask back, as the authors' code does:
+no N:M kernel can run what is written then.
 """
 
-from common import parser, perplexities, show, swept
+from typing import Any
 
-ORDERS = (("none", "exact"), ("heuristic", "exact"), ("lsa", "exact"), ("lsa", "gather"), ("lsa", "none"))
+from experiments.common import LLAMA, LLAMA2, LLAMA3, Report, Setting, absent, main
+from experiments.tables import sweep_report
+
+MODELS = (*LLAMA, *LLAMA2, *LLAMA3)
+AS_IT_IS = {"permute": "none"}
+FOLDED = {"permute": "lsa", "fold": "exact"}
+AS_PUBLISHED = {"permute": "lsa-published", "fold": "none"}
+METHODS: dict[str, dict[str, Any]] = {
+    "magnitude": {"score": "magnitude", **AS_IT_IS},
+    "sparsegpt": {"score": "sparsegpt", "reconstruct": "sparsegpt", **AS_IT_IS},
+    **{
+        f"{score}{suffix}": {"score": score, **order}
+        for score in ("wanda", "ria")
+        for suffix, order in (("", AS_IT_IS), (" + CP", FOLDED), (" + CP as published", AS_PUBLISHED))
+    },
+}
 
 
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--patterns", nargs="+", default=["2:4", "4:8"])
-    args = arguments.parse_args()
-    orders = {f"{permute} {fold}": {"permute": permute, "fold": fold} for permute, fold in ORDERS}
-    results = swept(args, {"pattern": args.patterns, "score": ["wanda", "ria"], "order": orders})
-    for entry in results.entries:
-        recipe, pruning = entry.row.recipe, entry.outcome.pruning
-        if recipe is None or pruning is None:
-            show({"method": "dense"} | perplexities(entry))
-            continue
-        fold = recipe.fold if recipe.permute != "none" else "-"
-        show(
-            {"method": recipe.score, "pattern": recipe.pattern, "permute": recipe.permute, "fold": fold}
-            | perplexities(entry)
-            | {
-                "retained": round(pruning.retained, 4),
-                "seconds ordering": pruning.seconds.get("order", 0),
-            }
-        )
+def run(setting: Setting) -> Report:
+    results = setting.sweep(METHODS, axes={"pattern": ["2:4", "4:8"]}, baseline={"recipe": "magnitude"})
+    return sweep_report(results, notes=absent(setting, "wikitext2"))
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, MODELS, __file__)

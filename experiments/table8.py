@@ -1,0 +1,34 @@
+"""RIA, Table 8: what it is worth to reconstruct the weights that are kept.
+
+``+ rec`` is SparseGPT's sweep on a given mask, as in the paper. Conjugate gradients and ADMM go on to the optimum of
+the same objective, and ``best`` is the preset: SparseGPT's score, an order of the channels at N:M, ADMM.
+"""
+
+from typing import Any
+
+from experiments.common import LLAMA2, Report, Setting, absent, main
+from experiments.tables import sweep_report
+
+MODELS = LLAMA2[:1]
+PLAIN = {"permute": "none"}
+METHODS: dict[str, Any] = {
+    "magnitude": {"score": "magnitude", **PLAIN},
+    "sparsegpt": {"score": "sparsegpt", "reconstruct": "sparsegpt", **PLAIN},
+    "wanda": {"score": "wanda", **PLAIN},
+    "wanda + rec": {"score": "wanda", "reconstruct": "sparsegpt", **PLAIN},
+    "ria": {"score": "ria", **PLAIN},
+    "ria + rec": {"score": "ria", "reconstruct": "sparsegpt", **PLAIN},
+    "ria + cg": {"score": "ria", "reconstruct": "cg", **PLAIN},
+    "ria + admm": {"score": "ria", "reconstruct": "admm", **PLAIN},
+    "best": {"preset": "best"},
+}
+TARGETS = {"50 %": {"sparsity": 0.5}, "2:4": {"pattern": "2:4"}}
+
+
+def run(setting: Setting) -> Report:
+    results = setting.sweep(METHODS, axes={"target": TARGETS}, baseline={"recipe": "magnitude"})
+    return sweep_report(results, notes=absent(setting, "wikitext2"))
+
+
+if __name__ == "__main__":
+    main(__doc__, MODELS, __file__)
