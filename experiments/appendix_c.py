@@ -31,15 +31,16 @@ def run(setting: Setting) -> Report:
     for entry in results.entries:
         labels = results.by_axis(entry.row.variant.labels)
         if entry.row.recipe and entry.outcome.evaluation:
-            for text in entry.outcome.evaluation.texts:
-                by = found.setdefault((entry.row.model, text.data.partition(":")[0]), {})
-                by.setdefault(labels["recipe"], {}).setdefault(labels["set"], []).append(text.perplexity)
+            for one in entry.outcome.evaluation.texts:
+                methods = found.setdefault((entry.row.model, one.data.partition(":")[0]), {})
+                methods.setdefault(labels["recipe"], {}).setdefault(labels["set"], []).append(one.perplexity)
     rows: list[list[str | float | None]] = []
-    for (model, text), methods in found.items():
+    for words, methods in found.items():
         values = {method: [x for some in by.values() for x in some] for method, by in methods.items()}
         for method, by in methods.items():
             more = _shown(*farther(values[method], values[AGAINST])) if method != AGAINST else None
-            rows.append([model, text, method, *map(fmean, by.values()), f"{variation(values[method]):.2%}", more])
+            means = [fmean(some) for some in by.values()]
+            rows.append([*words, method, *means, f"{variation(values[method]):.2%}", more])
     headings = ["model", "text", "method", *(f"on {label}" for label in sets), "variation", "farther than RIA"]
     caption = (
         f"Perplexity, mean over {len(seeds)} draws of each set, and its variation over all {len(seeds) * len(sets)}."

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Degrees:
         ruined: how many keep at most :data:`RUINED` of theirs, those that are lost included.
         spread: the standard deviation of the degree over the channels of a linear; a mean over linears.
         least: the smallest degree; a mean over linears.
-        most: the largest.
+        most: the largest; a mean over linears.
         histogram: channels by degree, in :data:`BINS` equal parts of 0 to 1.
     """
 
@@ -67,9 +68,13 @@ class Degrees:
         """Those of several linears together: counts add up, and the rest is a mean over linears."""
         parts = list(found)
         return cls(
-            *(sum(getattr(one, name) for one in parts) for name in ("channels", "lost", "ruined")),
-            *(sum(getattr(one, name) for one in parts) / len(parts) for name in ("spread", "least", "most")),
-            [sum(counts) for counts in zip(*(one.histogram for one in parts), strict=True)],
+            channels=sum(one.channels for one in parts),
+            lost=sum(one.lost for one in parts),
+            ruined=sum(one.ruined for one in parts),
+            spread=fmean(one.spread for one in parts),
+            least=fmean(one.least for one in parts),
+            most=fmean(one.most for one in parts),
+            histogram=[sum(counts) for counts in zip(*(one.histogram for one in parts), strict=True)],
         )
 
 

@@ -26,14 +26,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODELS = LLAMA2[1:2]
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "magnitude 50 %": METHODS["magnitude"] | {"sparsity": 0.5},
     "Wanda 50 %": METHODS["wanda"] | {"sparsity": 0.5},
     "RIA 50 %": METHODS["ria"] | {"sparsity": 0.5},
     "RIA 2:4": METHODS["ria"] | {"pattern": "2:4", "permute": "none"},
     "RIA 2:4, permuted": METHODS["ria"] | {"pattern": "2:4", "permute": "lsa"},
 }
-EXPONENTS = {f"{alpha:g}": {"score": "ria", "alpha": alpha, "sparsity": 0.5} for alpha in (0.0, 0.5, 1.0, 2.0)}
+EXPONENTS: dict[str, dict[str, Any]] = {
+    "0": METHODS["ri"] | {"sparsity": 0.5},
+    **{f"{alpha:g}": METHODS["ria"] | {"alpha": alpha, "sparsity": 0.5} for alpha in (0.5, 1.0, 2.0)},
+}
 SIDES = {"inputs": "input channels", "outputs": "output channels"}
 
 

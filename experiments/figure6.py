@@ -8,7 +8,7 @@ with all weights of the matrix competing, as they do by the other scores.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.common import LLAMA2, Report, Setting, main
 from experiments.degrees import Degrees, LinearDegrees, by_block, by_kind, degrees
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODELS = LLAMA2[1:2]
-ALL = {
+ALL: dict[str, dict[str, Any]] = {
     **METHODS,
     "wanda, whole matrix": METHODS["wanda"] | {"scope": "matrix"},
     "ri-input": {"score": "ri-input"},

@@ -37,8 +37,8 @@ def run(setting: Setting) -> Report:
                 for name, blocks in others
             }
             lines(panel, {name: (list(by), list(by.values())) for name, by in ratios.items()}, log=True)
-            row = [label, *(fmean(by.values()) for by in ratios.values()), *(f"{x:.0%}" for x in shared.values())]
-            rows.append(row)
+            means = [fmean(by.values()) for by in ratios.values()]
+            rows.append([label, *means, *(f"{share:.0%}" for share in shared.values())])
             data.append({"model": model, "read by": label, "ratio": ratios, "shared": shared})
         across(axes[-1], "block")
         plots[named("outliers", model, setting)] = figure

@@ -2,19 +2,23 @@
 
 import importlib
 import json
+import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
 
-from experiments import appendix_c, figure5, figure6, figure9
+import secateur
+from experiments import appendix_c, figure4, figure5, figure6, figure9
 from experiments.activations import Outliers, draws, kinds, norms, over_depth, spearman, top
 from experiments.appendix_c import farther, variation
 from experiments.common import Setting, Texts
 from experiments.degrees import BINS, Degrees, by_block, by_kind, degrees
 from experiments.drawing import apart
+from secateur.sweeps.work import work
 from tests import pico
 
 WORDS = ["channels", "weights", "rows", "inputs", "tokens", "blocks", "norms", "layers", "scores", "masks"]
@@ -44,6 +48,16 @@ def setting(tmp_path_factory):
         jobs=1,
         small=True,
     )
+
+
+@pytest.fixture(autouse=True)
+def rows_in_this_process(monkeypatch):
+    def here(jobs):
+        for place, job in enumerate(jobs):
+            yield place, work(job)
+
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(secateur, "sweep", partial(secateur.sweep, executor=here))
 
 
 # ---------------------------------------------------------------- activations
@@ -170,9 +184,9 @@ def test_what_does_not_vary_is_not_farther_from_its_middle():
     close = [10.0, 11, 9, 10.5, 9.5, 10.2]
     wide = [x**2 for x in close]
     mean, between = farther(close, [3 * x for x in close])
-    assert (mean, *between) == pytest.approx((0, 0, 0))
-    mean, (low, high) = farther(wide, close)
-    assert 0 < low < mean < high and farther(close, wide)[0] == pytest.approx(-mean)
+    assert between and (mean, *between) == pytest.approx((0, 0, 0))
+    mean, between = farther(wide, close)
+    assert between and 0 < between[0] < mean < between[1] and farther(close, wide)[0] == pytest.approx(-mean)
     assert farther(wide[:3], close[:3])[1] is None
     assert variation([3 * x for x in close]) == pytest.approx(variation(close))
     assert variation(wide) > variation(close)
@@ -195,8 +209,10 @@ def few(monkeypatch):
     """Fewer rows, as much to do: each part of each figure once."""
     monkeypatch.setattr(figure6, "ALL", {name: figure6.ALL[name] for name in figure6.DRAWN})
     monkeypatch.setattr(figure5, "EXPONENTS", {a: figure5.EXPONENTS[a] for a in ("0.5", "2")})
+    monkeypatch.setattr(figure4, "FEW_SPARSITIES", (0.5, 0.7))
+    monkeypatch.setattr(figure4, "FEW_SAMPLES", (1, 4))
     monkeypatch.setattr(figure9, "EXPONENTS", (0, 0.5))
-    monkeypatch.setattr(appendix_c, "COMPARED", {name: appendix_c.COMPARED[name] for name in ("wanda", "ria")})
+    monkeypatch.setattr(appendix_c, "COMPARED", {name: figure4.COMPARED[name] for name in ("wanda", "ria")})
 
 
 @pytest.mark.parametrize(
@@ -205,7 +221,8 @@ def few(monkeypatch):
 def test_a_figure_is_made(name, setting, few, tmp_path):
     report = importlib.import_module(f"experiments.{name}").run(setting)
     text = report.write(tmp_path, name, "")
-    assert all(len(row) == len(table.columns) and table.rows for _, table in report.tables for row in table.rows)
+    for _, table in report.tables:
+        assert table.rows and {len(row) for row in table.rows} == {len(table.columns)}
     assert "nan" not in text.lower()
     json.loads((tmp_path / f"{name}.json").read_text())
     for plot in report.plots:
