@@ -5,9 +5,12 @@ from dataclasses import replace
 import pytest
 
 import secateur
-from secateur.evaluation.comparison import compare, document
+from secateur.console.evaluation import evaluation_table
+from secateur.evaluation.comparison import compare, compare_tasks, document
 from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.perplexity import Perplexity
+from secateur.evaluation.uncertainty import mcnemar
+from secateur.evaluation.zero_shot import TaskScore
 from tests import pico
 
 BLOCKS = (2.0, 2.5, 3.0, 2.1, 2.9)
@@ -60,6 +63,50 @@ def test_the_document_says_it_all_in_json():
     assert third["dtype"] == "bfloat16"
     assert 0 < third["against_dense"][0]["prevented"] < 1
     assert third["texts"][0]["block_nll"] == pytest.approx([block + 0.5 for block in BLOCKS])
+
+
+def test_better_than_dense_is_what_rises_less_than_nothing_beyond_chance():
+    steady, noise = model("a", added=-0.01), (0.1, -0.1, 0.0, 0.1, -0.1)
+    assert against(model("dense"), steady)[1].better
+    assert not against(model("dense"), model("b", added=-0.01, noise=noise))[1].better
+    assert not against(model("dense"), model("c", added=0.01))[1].better
+
+
+def asked(name, right, items="same", metric="acc"):
+    score = TaskScore("arc", metric, (right or "").count("1") / 20, 0.1, 20, 0, None, right, items)
+    return replace(model(name), tasks=(score,))
+
+
+def test_answers_are_compared_item_by_item():
+    dense = asked("dense", "10" * 10)
+    _, (better,), (other,), (none,), (words,) = compare_tasks(
+        [
+            dense,
+            asked("a", "11" * 9 + "01"),  # nine gained, and one lost
+            asked("b", "01" * 10),
+            asked("c", "11" * 10, "others"),
+            asked("d", None),
+        ]
+    )
+    assert better
+    assert (better.gained, better.lost) == (10, 1)
+    assert better.difference == pytest.approx(0.45)
+    assert better.p_value == mcnemar(10, 1) < 0.05
+    assert better.better
+    assert 0 < better.low < 0.45 < better.high
+    assert other
+    assert (other.gained, other.lost, other.p_value, other.better) == (10, 10, 1, False)
+    assert none is None
+    assert words is None
+    (worse,) = compare_tasks([asked("a", "1" * 20), asked("b", "0" * 20)])[1]
+    assert worse
+    assert worse.p_value < 1e-5
+    assert not worse.better
+    told = json.loads(json.dumps(document([dense, asked("a", "1" * 20)])))["models"]
+    assert told[0]["tasks_against_dense"] == [None]
+    assert told[1]["tasks_against_dense"][0]["difference"] == 0.5
+    lines = "".join(str(cell) for cell in evaluation_table([dense, asked("a", "1" * 20)]).columns[2].cells)
+    assert lines == "50.0 ± 10.0100.0 ± 10.0*"
 
 
 def test_each_model_reads_every_text(tmp_path):

@@ -1,9 +1,10 @@
+import itertools
 import math
 
 import pytest
 import torch
 
-from secateur.evaluation.uncertainty import BLOCKS, block_means, interval
+from secateur.evaluation.uncertainty import BLOCKS, block_means, interval, mcnemar, paired_interval
 
 
 def means(values, per_window=1.0):
@@ -46,3 +47,25 @@ def test_blocks_of_unequal_windows_weigh_by_their_tokens():
 def test_a_few_blocks_say_nothing():
     assert interval(1.0, [1.0, 1.1, 0.9]) is None
     assert interval(1.0, [1.0, 1.0, 1.0, 1.0]) == (1.0, 1.0)
+
+
+def test_mcnemar_counts_the_ways_to_be_as_uneven():
+    for number in range(11):
+        sums = [sum(signs) for signs in itertools.product((-1, 1), repeat=number)]
+        for gained in range(number + 1):
+            as_uneven = sum(abs(one) >= abs(2 * gained - number) for one in sums)
+            assert mcnemar(gained, number - gained) == pytest.approx(as_uneven / len(sums), rel=1e-12)
+    assert 0 < mcnemar(4000, 4500) < 1e-7
+    assert mcnemar(0, 20_000) == 0  # less than the least number
+
+
+def test_the_interval_leaves_zero_out_just_where_the_test_does():
+    for gained, lost in itertools.product(range(25), repeat=2):
+        low, high = paired_interval(gained, lost, 100)
+        assert low <= (gained - lost) / 100 <= high
+        assert (low > 0 or high < 0) == (mcnemar(gained, lost) < 0.05)
+        assert paired_interval(lost, gained, 100) == pytest.approx((-high, -low), abs=1e-9)
+    # Clopper and Pearson's interval of 8 in 10 is from 0.4439 to 0.9748.
+    assert paired_interval(8, 2, 10) == pytest.approx((2 * 0.44390 - 1, 2 * 0.97479 - 1), abs=1e-4)
+    low, high = paired_interval(3000, 2000, 10_000)
+    assert (low, high) == pytest.approx((0.1 - 0.0136, 0.1 + 0.0136), abs=2e-4)  # where it is the normal one

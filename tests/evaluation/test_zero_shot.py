@@ -69,6 +69,9 @@ def test_scores_agree_with_a_direct_computation(folder):
         normed = [value / len(word) for value, word in zip(likely, item["choices"], strict=True)]
         right["acc"] += likely.index(max(likely)) == item["answer"]
         right["acc_norm"] += normed.index(max(normed)) == item["answer"]
+    answers = found["acc"].right
+    assert answers.count("1") == right["acc"]
+    assert len(answers) == len(ITEMS)
     for metric, count in right.items():
         share = count / len(ITEMS)
         assert found[metric].score == pytest.approx(share)
@@ -78,8 +81,11 @@ def test_scores_agree_with_a_direct_computation(folder):
 
 def test_models_are_asked_the_same_whatever_their_place(tmp_path, folder):
     other = save("llama-mha", tmp_path / "other", seed=1)
-    first, _, last = scores(folder, other, folder, shots=2, task_limit=7)
+    first, second, last = scores(folder, other, folder, shots=2, task_limit=7)
     assert first == last
+    assert first["acc"].items_sha256 == second["acc"].items_sha256
+    (fewer,) = scores(folder, shots=1, task_limit=7)
+    assert fewer["acc"].items_sha256 != first["acc"].items_sha256  # other examples before each question
     assert (first["acc"].shots, first["acc"].items) == (2, 7)
 
 

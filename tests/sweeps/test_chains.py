@@ -19,7 +19,7 @@ from secateur.sweeps import work
 from secateur.sweeps.chains import chain_of, named
 from secateur.sweeps.grid import Grid
 from secateur.sweeps.tables import markdown, table
-from secateur.sweeps.work import decode_outcome
+from secateur.sweeps.work import Outcome, decode_outcome, encode
 from tests import pico
 from tests.sweeps.test_sweep import TEXT, here
 
@@ -81,9 +81,8 @@ def test_later_layers_win_option_by_option_inside_a_step_too():
         **{("half", method, bits): ["prune", "quantize"] for method in ("gptq", "awq") for bits in "48"},
         **{("all", method, bits): ["quantize"] for method in ("gptq", "awq") for bits in "48"},
     }
-    assert {
-        step.group_size for variant in grid.variants for step in variant.chains[0] if named(step) == "quantize"
-    } == {16}
+    steps = [step for variant in grid.variants for step in variant.chains[0]]
+    assert {step.group_size for step in steps if isinstance(step, QuantizationRecipe)} == {16}
     assert [one.reason for one in grid.skipped] == ["it is the same as half none 4", *["it is the same as dense"] * 2]
     assert [len(variant.rows) for variant in grid.variants] == [2] * 9
 
@@ -210,7 +209,7 @@ def recording(monkeypatch):
     ids=" ".join,
 )
 def test_a_chain_comes_to_the_bytes_of_the_commands_one_after_the_other(order, grid, text, tmp_path):
-    options = {"score": "wanda"} if "prune" in order else {"score": "none"}
+    options: dict[str, Any] = {"score": "wanda"} if "prune" in order else {"score": "none"}
     if "shrink" in order:
         options["shrink"] = {"sparsity": 0.4}
     grid["recipes"] = {"x": options}
@@ -322,9 +321,11 @@ def test_a_step_that_another_process_is_at_is_waited_for(grid, tmp_path, monkeyp
 
     entry = secateur.sweep(grid, tmp_path / "out", keep_models=True, executor=noting).entries[1]
     steps, model = tmp_path / "out" / "steps", entry.model
+    assert model
     shutil.move(model, tmp_path / "finished")
     (facts,) = steps.glob(f"{model.name}.json")
     held = lock(facts.with_suffix(".lock"))
+    assert held
     done, waited = recording(monkeypatch), []
 
     def finish(seconds):
@@ -337,6 +338,11 @@ def test_a_step_that_another_process_is_at_is_waited_for(grid, tmp_path, monkeyp
     assert (outcome.failure, outcome.quantization) == (None, entry.outcome.quantization)
     assert (done, waited) == (["prune"], [work.PATIENCE])
     assert not list(steps.glob("*.lock"))
+
+
+def refusing(jobs):
+    """An executor that does nothing."""
+    yield from ((place, encode(Outcome("no"))) for place in range(len(jobs)))
 
 
 def test_what_cannot_be_done_to_what_the_steps_before_make_is_left_out_with_its_reason(grid, tmp_path):
@@ -356,11 +362,9 @@ def test_what_cannot_be_done_to_what_the_steps_before_make_is_left_out_with_its_
         secateur.sweep(grid, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     del grid["recipes"]["narrow 8:16"]
-    grid["evaluate"]["limit"] = 1
-    results = secateur.sweep(grid, tmp_path / "out", executor=here([]))
+    results = secateur.sweep(grid, tmp_path / "out", executor=refusing)
     reasons = {(one.model, *one.labels): one.reason for one in results.skipped}
     assert "groups of 32 columns do not divide 40" in reasons["m", "narrow", "wide"]
     assert ("m", "ria", "wide") not in reasons
     assert "neither be shrunk nor quantized again" in reasons["q", "narrow", "none"]
     assert ("q", "ria", "rtn") not in reasons  # what is pruned of it is plain again
-    assert not results.failed

@@ -9,7 +9,7 @@ import pytest
 from secateur.evaluation.comparison import compare
 from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.perplexity import Perplexity
-from secateur.evaluation.uncertainty import interval
+from secateur.evaluation.uncertainty import interval, mcnemar
 from secateur.evaluation.zero_shot import TaskScore
 from secateur.sweeps.facts import Pruning
 from secateur.sweeps.grid import Grid
@@ -49,7 +49,8 @@ def evaluation(nll):
         tokens_sha256="t",
         seconds=1.0,
     )
-    task = TaskScore("arc", "acc", 1 - nll / 10, 0.01, 100, 0, None)
+    right = "".join("1" if place < 100 - 10 * nll else "0" for place in range(100))
+    task = TaskScore("arc", "acc", 1 - nll / 10, 0.01, 100, 0, None, right, "same")
     return Evaluation("m", "float32", (text,), (task,))
 
 
@@ -102,6 +103,26 @@ def test_a_row_is_compared_as_models_side_by_side_are(results):
     assert text.prevented == pytest.approx(fmean(row.prevented for row in rows), rel=1e-12)
     assert results.summaries[0].texts[0].rise is None
     assert results.summaries[1].texts[0].prevented is None
+
+
+def test_a_row_is_better_than_dense_where_all_its_seeds_are_by_paired_tests(monkeypatch):
+    monkeypatch.setitem(NLL, "wanda", [2.4, 2.3, 2.35])
+    monkeypatch.setitem(NLL, "ria_x", [2.4, 2.3, 2.99])
+    dense, _, wanda, ria = Results.of(GRID, list(entries())).summaries[:4]
+    assert (wanda.tasks[0].better, ria.tasks[0].better) == (True, False)
+    assert (wanda.texts[0].better, dense.texts[0].better) == (True, False)
+    assert wanda.tasks[0].difference == pytest.approx(fmean([0.06, 0.07, 0.07]), abs=0.01)
+    low, high = wanda.tasks[0].low, wanda.tasks[0].high
+    assert low is not None
+    assert high is not None
+    assert 0 < low < 1 / 15 <= high
+    assert wanda.tasks[0].p_value == max(mcnemar(gained, 0) for gained in (6, 7))
+    assert dense.tasks[0].difference is None
+    assert ria.tasks[0].p_value == 1
+    cells = table(Results.of(GRID, list(entries()))).rows
+    assert cells[2][3] == ("76.5 ± 0.5*",)
+    assert cells[2][2][0].endswith("*")
+    assert cells[3][3] == ("74.4 ± 3.7",)
 
 
 def test_a_baseline_of_several_seeds_is_compared_seed_by_seed():

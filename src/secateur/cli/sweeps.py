@@ -23,7 +23,7 @@ def sweep(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prune and measure every row of GRID, a YAML file of models, recipes and seeds, and make one table of them.
+    """Prune, quantize or shrink and measure every row of GRID, a YAML file of models, recipes and seeds, in one table.
 
     What is finished is kept: the same command goes on where it was stopped, and a grid that has changed computes only
     the rows that are new. A row that fails is named in the table, and the exit code is then 1.
@@ -39,7 +39,7 @@ def sweep(
     ray
         Instead, the address of a Ray cluster that sees the same files; auto for the one this machine is in, or local.
     keep_models
-        Keep the pruned models, in OUT/models; by default each is deleted once it is measured.
+        Keep the models of rows, in OUT/models; by default each is deleted when no row needs it any more.
     """
     from secateur.console.sweeps import stacked, sweep_notes
     from secateur.console.terminal import out as terminal

@@ -6,7 +6,7 @@ from statistics import fmean
 from rich.markup import escape
 from rich.table import Table
 
-from secateur.evaluation.comparison import Comparison, compare
+from secateur.evaluation.comparison import Comparison, compare, compare_task
 from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.perplexity import Perplexity
 from secateur.evaluation.zero_shot import TaskScore, first_metrics
@@ -17,7 +17,7 @@ def evaluation_table(results: Sequence[Evaluation]) -> Table:
 
     Below each perplexity is its 95 % interval, then the rise against the dense model and the interval of that, then
     the share of the second model's rise that was prevented. Of each task the first metric is shown, with its standard
-    error.
+    error. A star is at what is better than the dense model's beyond chance, by paired differences.
     """
     first = results[0]
     tasks = first_metrics(first.tasks)
@@ -34,12 +34,12 @@ def evaluation_table(results: Sequence[Evaluation]) -> Table:
         texts = [_perplexity(*each) for each in zip(result.texts, row, strict=True)]
         scores = first_metrics(result.tasks)
         mean = [f"{100 * fmean(task.score for task in scores):.1f}"] if len(scores) > 1 else []
-        table.add_row(escape(result.model), *texts, *map(_score, scores), *mean)
+        table.add_row(escape(result.model), *texts, *[_score(*pair) for pair in zip(tasks, scores, strict=True)], *mean)
     return table
 
 
 def _perplexity(text: Perplexity, against: Comparison | None) -> str:
-    lines = [f"{text.perplexity:,.2f}"]
+    lines = [f"{text.perplexity:,.2f}" + "*" * bool(against and against.better)]
     if text.low is not None and text.high is not None:
         lines.append(f"{text.low:,.2f} – {text.high:,.2f}")
     if against:
@@ -50,6 +50,7 @@ def _perplexity(text: Perplexity, against: Comparison | None) -> str:
     return "\n".join(lines)
 
 
-def _score(task: TaskScore) -> str:
+def _score(dense: TaskScore, task: TaskScore) -> str:
+    against = compare_task(dense, task)
     error = f" ± {100 * task.standard_error:.1f}" if task.standard_error is not None else ""
-    return f"{100 * task.score:.1f}{error}"
+    return f"{100 * task.score:.1f}{error}" + "*" * bool(against and against.better)

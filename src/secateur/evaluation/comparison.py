@@ -1,4 +1,4 @@
-"""What models lost against the dense one, and how much of the loss was prevented."""
+"""What models lost or won against the dense one, and how much of the loss was prevented."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from typing import Any
 
 from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.perplexity import Perplexity
-from secateur.evaluation.uncertainty import interval
+from secateur.evaluation.uncertainty import CONFIDENCE, interval, mcnemar, paired_interval
+from secateur.evaluation.zero_shot import TaskScore
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,42 @@ class Comparison:
     rise_high: float | None
     prevented: float | None
 
+    @property
+    def better(self) -> bool:
+        """Whether the model is better than the dense one beyond chance, window by window."""
+        return self.rise_high is not None and self.rise_high < 0
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """One model against the dense one, by one metric of one task, item by item.
+
+    Attributes:
+        task: the task.
+        metric: the metric, which is 1 or 0 for each item.
+        gained: the number of items that this model gets right and the dense one does not.
+        lost: the number of those of which the opposite is true.
+        difference: of the scores: (gained - lost) / items.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        p_value: how likely so uneven a pair of gained and lost is where neither model is better, by McNemar's exact
+            test, two-sided.
+    """
+
+    task: str
+    metric: str
+    gained: int
+    lost: int
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the model is better than the dense one beyond chance."""
+        return self.gained > self.lost and self.p_value < 1 - CONFIDENCE
+
 
 def compare(results: Sequence[Evaluation]) -> list[list[Comparison | None]]:
     """Per model and text, the comparison with the dense model; None for the dense one, and where tokens differ.
@@ -44,12 +81,34 @@ def compare(results: Sequence[Evaluation]) -> list[list[Comparison | None]]:
     return rows
 
 
+def compare_task(dense: TaskScore, model: TaskScore) -> TaskComparison | None:
+    """The comparison by one metric; None where it is not 1 or 0 for each item, or the items are not the same."""
+    known = dense.right is not None and model.right is not None and model.items_sha256 == dense.items_sha256
+    if not known or (dense.task, dense.metric) != (model.task, model.metric):
+        return None
+    pairs = list(zip(model.right or "", dense.right or "", strict=True))
+    gained, lost = pairs.count(("1", "0")), pairs.count(("0", "1"))
+    low, high = paired_interval(gained, lost, len(pairs))
+    difference = (gained - lost) / len(pairs)
+    return TaskComparison(model.task, model.metric, gained, lost, difference, low, high, mcnemar(gained, lost))
+
+
+def compare_tasks(results: Sequence[Evaluation]) -> list[list[TaskComparison | None]]:
+    """Per model and metric of a task, the comparison with the first model; None for that, and as above."""
+    first, *others = results
+    rows: list[list[TaskComparison | None]] = [[None] * len(first.tasks)]
+    return rows + [[compare_task(*scores) for scores in zip(first.tasks, one.tasks, strict=True)] for one in others]
+
+
 def document(results: Sequence[Evaluation]) -> dict[str, Any]:
     """All of it as one JSON document, the comparisons beside the texts of each model."""
-    rows = zip(results, compare(results), strict=True)
+    rows = zip(results, compare(results), compare_tasks(results), strict=True)
     return {
         "models": [
-            asdict(result) | {"against_dense": [against and asdict(against) for against in row]} for result, row in rows
+            asdict(result)
+            | {"against_dense": [against and asdict(against) for against in texts]}
+            | {"tasks_against_dense": [against and asdict(against) for against in tasks]}
+            for result, texts, tasks in rows
         ]
     }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.digests import digest
 from secateur.errors import InputError
 from secateur.evaluation.memory import tokens_at_a_time
 from secateur.evaluation.task_files import read_tasks
@@ -38,6 +39,10 @@ class TaskScore:
         items: number of questions; None for a group.
         shots: examples before each question; None for a group.
         part_of: the group whose score holds this one.
+        right: a digit for each item, in their order: 1 where the answer was right, else 0; None where the metric is not
+            of that kind, and for a group.
+        items_sha256: of all that was asked: questions with their examples, answers, and which of them is right.
+            Answers of two models compare item by item when it is equal.
     """
 
     task: str
@@ -47,6 +52,8 @@ class TaskScore:
     items: int | None
     shots: int | None
     part_of: str | None
+    right: str | None = None
+    items_sha256: str | None = None
 
 
 def first_metrics(scores: Sequence[TaskScore]) -> list[TaskScore]:
@@ -137,7 +144,7 @@ def score(
             setattr(asker, kind, _heard(getattr(asker, kind), f"tasks of {name}", progress))
         hook = model.register_forward_hook(lambda _, __, output: progress.advance(len(output.logits)))
         try:
-            results = evaluate(asker, tasks, limit=limit, bootstrap_iters=RESAMPLES, log_samples=False)
+            results = evaluate(asker, tasks, limit=limit, bootstrap_iters=RESAMPLES)
         except (ValueError, TypeError, AssertionError, TemplateError) as error:
             raise InputError(f"lm-eval cannot ask these tasks: {_first_line(error)}") from error
         finally:
@@ -154,6 +161,7 @@ def _scores(results: dict[str, Any]) -> Iterator[TaskScore]:
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = values.get(f"{metric}_stderr,{answers}")
+            asked = [one for one in results["samples"].get(task, ()) if one["filter"] == answers]
             yield TaskScore(
                 task=task,
                 metric=metric if answers == "none" else f"{metric} ({answers})",
@@ -162,7 +170,19 @@ def _scores(results: dict[str, Any]) -> Iterator[TaskScore]:
                 items=results["n-samples"].get(task, {}).get("effective"),
                 shots=results["n-shot"].get(task) if task not in own else None,
                 part_of=parts.get(task),
+                right=_right(asked, metric),
+                items_sha256=_digest(asked) if asked else None,
             )
+
+
+def _digest(asked: Sequence[dict[str, Any]]) -> str:
+    return digest(repr([(one["doc_id"], one["arguments"], one["target"]) for one in asked]))
+
+
+def _right(asked: Sequence[dict[str, Any]], metric: str) -> str | None:
+    """Which answers were right, if the metric is 1 or 0 for each."""
+    values = [one[metric] for one in asked if metric in one]
+    return "".join(str(int(value)) for value in values) if values and all(x in (0, 1) for x in values) else None
 
 
 def _heard(ask: Callable[..., Any], what: str, progress: Progress) -> Callable[[Sequence[Any]], Any]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from secateur.evaluation.comparison import Comparison, compare
+from secateur.evaluation.comparison import Comparison, compare, compare_task
 from secateur.evaluation.evaluate import Evaluation
-from secateur.evaluation.zero_shot import first_metrics
+from secateur.evaluation.zero_shot import TaskScore, first_metrics
 from secateur.recipe import QuantizationRecipe
 from secateur.sweeps.chains import as_data
 from secateur.sweeps.grid import Grid, Row
@@ -69,6 +70,7 @@ class TextSummary:
         rise_high: upper end.
         prevented: share of the baseline's rise that this variant avoids (RIA, Appendix J), seed by seed; None for the
             baseline itself and where there is none.
+        better: whether each row is better than the dense model beyond chance.
     """
 
     data: str
@@ -79,6 +81,7 @@ class TextSummary:
     rise_low: float | None
     rise_high: float | None
     prevented: float | None
+    better: bool
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,23 @@ class TaskSummary:
         metric: its first one.
         score: over the seeds.
         standard_error: over the items, the mean of those of the rows.
+        difference: to the score of the dense model; None for that one, and where items are not the same or not told
+            right from wrong.
+        low: lower end of its 95 % interval, item by item against the dense model; the mean of those of the rows.
+        high: upper end.
+        p_value: of McNemar's exact test against the dense model, the largest of the rows.
+        better: whether each row is better than the dense model beyond chance.
     """
 
     task: str
     metric: str
     score: Mean
     standard_error: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    better: bool
 
 
 @dataclass(frozen=True)
@@ -210,7 +224,7 @@ def _summary(
         rows=len(done),
         failures=tuple(entry.outcome.failure for entry in entries if entry.outcome.failure),
         texts=_texts(evaluations, against),
-        tasks=_tasks(evaluations),
+        tasks=_tasks(evaluations, dense.get(None) if variant != grid.dense else None),
         sparsity=_mean([pruning.sparsity for pruning in prunings]),
         retained=_mean([pruning.retained for pruning in prunings]),
         relative_error=_mean(errors),
@@ -253,21 +267,31 @@ def _texts(evaluations: list[Evaluation], against: list[list[Comparison | None]]
                 rise_low=_mean([one.rise_low for one in rises]),
                 rise_high=_mean([one.rise_high for one in rises]),
                 prevented=_mean([one.prevented for one in rises]),
+                better=bool(rises) and all(one.better for one in rises),
             )
         )
     return tuple(summaries)
 
 
-def _tasks(evaluations: list[Evaluation]) -> tuple[TaskSummary, ...]:
+def _tasks(evaluations: list[Evaluation], dense: Evaluation | None) -> tuple[TaskSummary, ...]:
     columns = zip(*(first_metrics(evaluation.tasks) for evaluation in evaluations), strict=True)
-    return tuple(
-        TaskSummary(
-            column[0].task,
-            column[0].metric,
-            Mean.of([score.score for score in column]),
-            _mean([score.standard_error for score in column]),
-        )
-        for column in columns
+    own = first_metrics(dense.tasks) if dense else []
+    return tuple(_task(*pair) for pair in zip_longest(columns, own if evaluations else []))
+
+
+def _task(scores: Sequence[TaskScore], dense: TaskScore | None) -> TaskSummary:
+    compared = [compare_task(dense, score) for score in scores] if dense else []
+    known = [one for one in compared if one] if None not in compared else []
+    return TaskSummary(
+        task=scores[0].task,
+        metric=scores[0].metric,
+        score=Mean.of([score.score for score in scores]),
+        standard_error=_mean([score.standard_error for score in scores]),
+        difference=_mean([one.difference for one in known]),
+        low=_mean([one.low for one in known]),
+        high=_mean([one.high for one in known]),
+        p_value=max((one.p_value for one in known), default=None),
+        better=bool(known) and all(one.better for one in known),
     )
 
 

@@ -47,7 +47,7 @@ def table(results: Results) -> Table:
 
     Of each text the perplexity, with its sample standard deviation over seeds where there are several, its 95 %
     interval, the rise against the dense model and the share of the baseline's rise that is prevented; of each task the
-    first metric in percent.
+    first metric in percent. A star is at what is better than the dense model's beyond chance, by paired differences.
     """
     words = 1 + len(results.axes)
     texts = [
@@ -80,7 +80,7 @@ def _cells(summary: Summary, numbers: Sequence[Parts]) -> list[Parts]:
     found: list[Parts] = [_text(text) for text in summary.texts]
     for task in summary.tasks:
         deviation = f" ± {100 * task.score.deviation:.1f}" if task.score.deviation is not None else ""
-        found.append((f"{100 * task.score.value:.1f}{deviation}",))
+        found.append((f"{100 * task.score.value:.1f}{deviation}{'*' * task.better}",))
     last = (
         _share(summary.sparsity, ".1%"),
         _share(summary.retained, ".1%"),
@@ -96,7 +96,12 @@ def _cells(summary: Summary, numbers: Sequence[Parts]) -> list[Parts]:
 
 def _text(text: TextSummary) -> Parts:
     between = _interval(text.low, text.high)
-    return _perplexity(text.perplexity), between, _share(text.rise, "+,.1%"), _share(text.prevented, ",.0%")
+    return (
+        _perplexity(text.perplexity) + "*" * text.better,
+        between,
+        _share(text.rise, "+,.1%"),
+        _share(text.prevented, ",.0%"),
+    )
 
 
 def _perplexity(mean: Mean) -> str:
@@ -211,5 +216,9 @@ def _record(results: Results, summary: Summary) -> dict[str, str | float | None]
             f"{task.task} {task.metric}": task.score.value,
             f"{task.task} deviation": task.score.deviation,
             f"{task.task} standard_error": task.standard_error,
+            f"{task.task} difference": task.difference,
+            f"{task.task} difference_low": task.low,
+            f"{task.task} difference_high": task.high,
+            f"{task.task} p_value": task.p_value,
         }
     return record

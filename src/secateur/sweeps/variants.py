@@ -152,7 +152,7 @@ def variants_of(
 def _rows(options: Options, seeds: Sequence[int]) -> tuple[tuple[int, Chain], ...]:
     """A seed and the steps with it, for each seed that makes a difference; the one of the options if none are given."""
     rows: dict[Chain, int] = {}
-    for said in [{**options, "seed": seed} for seed in seeds] or [options]:
+    for said in [{**options, "seed": seed} for seed in seeds] or [{**options}]:
         rows.setdefault(chain_of(said), said.get("seed", 0))
     return tuple((seed, chain) for chain, seed in rows.items())
 
