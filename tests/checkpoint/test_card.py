@@ -109,6 +109,12 @@ def test_the_same_run_writes_the_same_card_wherever(root, tmp_path):
     assert (root / "unpacked" / "README.md").read_bytes() == (root / "pruned" / "README.md").read_bytes()
 
 
+def test_what_is_no_longer_true_is_not_carried_over(root, tmp_path):
+    secateur.prune(root / "quantized", tmp_path / "again", PLAIN)
+    tags = card_of(tmp_path / "again").data.tags
+    assert tags == ["a", "secateur", "pruned", "sparsity", "unstructured-sparsity", "magnitude"]
+
+
 @pytest.mark.parametrize("change", ["edited", "gone"])
 def test_it_is_its_readers_to_change(root, tmp_path, change):
     out = shutil.copytree(root / "pruned", tmp_path / "pruned")

@@ -9,6 +9,7 @@ damaged card of the model before is no reason to lose it.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def model_card(model: str | Path, folder: Path, manifest: Mapping[str, Any], con
     own = packed or GATHER_TYPE in (config.get("model_type"), _base_of(config).get("model_type"))
     words = [*(step.done for step in steps), *["quantized"] * bool(bits), *["packed"] * packed]
     done = list(dict.fromkeys(words))
-    carried = [tag for tag in _listed(_words(before.get("tags"))) if tag != "packed"]  # which ends with unpacking
+    # What follows "secateur" told of the model before: a packed one may be unpacked now, or pruned to another pattern.
+    carried = takewhile(lambda tag: tag != "secateur", _listed(_words(before.get("tags"))))
     corpora = [hub_dataset(step.calibration.source) for step in steps if step.calibration]
     data = ModelCardData(
         base_model=parents[0] if parents else None,
