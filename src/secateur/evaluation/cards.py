@@ -4,6 +4,7 @@ A card's metadata has the figures (the hub's ``model-index``), and its text a ta
 or task, measured in the same way, is replaced; all else in the card stays, since anyone may have edited it.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,13 +26,15 @@ def folders_with_cards(models: Sequence[str]) -> list[str]:
     """Those of the models that Secateur wrote, whose cards can be written to.
 
     Raises:
-        InputError: when there are none, or a card cannot be read.
+        InputError: when there are none, or a card cannot be read or written.
     """
     written = [model for model in models if (Path(model) / MANIFEST).is_file() and member(Path(model), CARD)]
     if not written:
         raise InputError(f"none of {', '.join(models)} is a folder that Secateur wrote with a card ({CARD}): --card")
     for model in written:
         _read(Path(model))
+        if not os.access(model, os.W_OK):
+            raise InputError(f"{model} cannot be written to, and its card is there: leave --card out")
     return written
 
 
@@ -43,12 +46,13 @@ def write_results(folder: Path, texts: Sequence[Perplexity], tasks: Sequence[Tas
     """
     card = _read(folder)
     now = [*map(_of_text, texts), *map(_of_task, tasks)]
-    found = {_key(result): result for result in [*(card.data.eval_results or []), *now]}
-    card.data.eval_results, card.data.model_name = list(found.values()), card.data.model_name or folder.resolve().name
+    results = list({_key(result): result for result in [*(card.data.get("eval_results") or []), *now]}.values())
+    card.data["eval_results"] = results
+    card.data["model_name"] = card.data.get("model_name") or folder.resolve().name
     before, begin, rest = card.text.partition(MEASURED)
     if begin and MEASURED_END in rest:
         after = rest.partition(MEASURED_END)[2]
-        card.text = f"{before}{MEASURED}\n{_table(card.data.eval_results)}\n{MEASURED_END}{after}"
+        card.text = f"{before}{MEASURED}\n{_table(results)}\n{MEASURED_END}{after}"
     with replacing(folder / CARD) as path:
         path.write_text(str(card), encoding="utf-8", newline="")
 

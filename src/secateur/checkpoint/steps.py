@@ -1,0 +1,223 @@
+"""What was done to a model, read from its manifest and told to people: the middle of a card.
+
+A manifest may come from anyone: a part that is not as Secateur writes it counts as absent, and names are told as code.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from secateur.data import hub_dataset, public_name
+from secateur.errors import InputError
+from secateur.importance import METHODS
+from secateur.patterns import NM
+from secateur.quantization.methods import QUANTIZATIONS
+from secateur.recipe import QuantizationRecipe, Recipe
+from secateur.scores import SCORES
+from secateur.shrinkage import Shrinkage
+
+# What a model is called on the hub; no path that begins at a root, at "." or at "~" looks so.
+ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+# What became of the order of the channels.
+_FOLDS = {
+    "exact": "which is folded into the weights of a plain model",
+    "gather": "which is applied before each reader, and only by Secateur",
+    "none": "for the choice of the mask alone",
+}
+
+T = TypeVar("T")
+
+
+class _Samples(msgspec.Struct, frozen=True):
+    source: str
+    samples: int
+    length: int
+    seed: int
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that was done to the model, as the manifest has it."""
+
+    model: str
+    calibration: _Samples | None = None
+    computed_in: str
+    secateur: str
+    versions: dict[str, str] = {}
+
+    @property
+    def done(self) -> str:
+        """What, in a word."""
+        raise NotImplementedError
+
+    @property
+    def tags(self) -> list[str]:
+        """What the hub may search by."""
+        raise NotImplementedError
+
+    @property
+    def methods(self) -> list[str]:
+        """The names of the methods whose papers are cited."""
+        raise NotImplementedError
+
+    @property
+    def lines(self) -> list[str]:
+        """How, for people."""
+        raise NotImplementedError
+
+    def section(self, parents: Sequence[str]) -> str:
+        """All of it, for people."""
+        versions = {"secateur": self.secateur, **self.versions}
+        computed = ", ".join(f"{name} {version}" for name, version in versions.items())
+        lines = [
+            f"Made of: {named(self.model, parents)}",
+            *self.lines,
+            _sampled(self.calibration),
+            f"Computed in {code(self.computed_in)} with {code(computed)}",
+        ]
+        return f"## {self.done.capitalize()}\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+class _Pruned(Step, frozen=True, kw_only=True):
+    recipe: Recipe
+    sparsity: float
+    layers: list[Any]
+
+    @property
+    def done(self) -> str:
+        return "pruned"
+
+    @property
+    def tags(self) -> list[str]:
+        target = self.recipe.target
+        pattern = f"{target.kept}:{target.group}" if isinstance(target, NM) else "unstructured-sparsity"
+        return ["sparsity", pattern, self.recipe.score]
+
+    @property
+    def methods(self) -> list[str]:
+        recipe = self.recipe
+        return [recipe.score, *[recipe.permute] * recipe.orders_channels, recipe.reconstruct]
+
+    @property
+    def lines(self) -> list[str]:
+        recipe, target = self.recipe, self.recipe.target
+        lines = [f"Removed: {self.sparsity:.2%} of the weights of {len(self.layers)} linears"]
+        if isinstance(target, NM):
+            lines.append(f"Pattern: {target}, of {target.group} consecutive input channels {target.kept} weights stay")
+        else:
+            lines.append(f"Pattern: unstructured; weights compete within the {target.scope}")
+        alpha = f", alpha {recipe.alpha:g}" * (recipe.score == "ria")
+        lines.append(f"Score: {recipe.score}, which is {SCORES[recipe.score].about}{alpha}")
+        if recipe.orders_channels:
+            lines.append(f"Order of the channels: by {recipe.permute}, {_FOLDS[recipe.fold]}")
+        if recipe.reconstruct != "none":
+            lines.append(f"Reconstruction: by {recipe.reconstruct}, kept weights make up for those that were removed")
+        if recipe.refine:
+            lines.append("Refinement: kept weights were exchanged for removed ones where outputs err less so")
+        if recipe.reconstruct == "none" and not recipe.refine:
+            lines.append("Reconstruction: none, kept weights have their bits")
+        return lines
+
+
+class _Shrunk(Step, frozen=True, kw_only=True):
+    shrinkage: Shrinkage
+    sparsity: float
+
+    @property
+    def done(self) -> str:
+        return "shrunk"
+
+    @property
+    def tags(self) -> list[str]:
+        return ["structured-pruning"]
+
+    @property
+    def methods(self) -> list[str]:
+        return [self.shrinkage.method]
+
+    @property
+    def lines(self) -> list[str]:
+        method, left = self.shrinkage.method, "zeros" if self.shrinkage.in_place else "a smaller model"
+        return [
+            f"Removed: {self.sparsity:.2%} of the weights of the blocks' linears, which leaves {left}",
+            f"Method: {method}, {METHODS[method].about}",
+        ]
+
+
+class _Quantized(Step, frozen=True, kw_only=True):
+    recipe: QuantizationRecipe
+    bits_per_weight: float
+    layers: list[Any]
+
+    @property
+    def done(self) -> str:
+        return "quantized"
+
+    @property
+    def tags(self) -> list[str]:
+        return [self.recipe.method, f"{self.recipe.bits}-bit"]
+
+    @property
+    def methods(self) -> list[str]:
+        return [self.recipe.method]
+
+    @property
+    def lines(self) -> list[str]:
+        recipe = self.recipe
+        return [
+            f"Weights: {recipe.bits} bits in groups of {recipe.group_size}, {self.bits_per_weight:.2f} with scales and "
+            f"zero-points, of {len(self.layers)} linears; what was zero is zero",
+            f"Method: {recipe.method}, {QUANTIZATIONS[recipe.method].about}",
+        ]
+
+
+class _Rounded(msgspec.Struct, frozen=True):
+    bits: int
+
+
+def steps_of(manifest: Mapping[str, Any]) -> list[Step]:
+    """What a manifest says was done, first things first; packing is none of it."""
+    parts = (_part(manifest, _Pruned), _part(manifest, _Shrunk), _part(manifest.get("quantization"), _Quantized))
+    return [part for part in parts if part]
+
+
+def rounded_to(manifest: Mapping[str, Any]) -> int | None:
+    """The bits that packing has rounded values to, if it has."""
+    rounded = _part(manifest.get("rounded"), _Rounded)
+    return rounded.bits if rounded else None
+
+
+def _part(content: Any, kind: type[T]) -> T | None:
+    """A part of a manifest; None where it is not there, or not as Secateur writes it."""
+    try:
+        return msgspec.convert(content, kind)
+    except (msgspec.ValidationError, InputError):
+        return None
+
+
+def code(text: str) -> str:
+    """As code, in which Markdown and HTML mean nothing."""
+    plain = "".join(character if character.isprintable() and character != "`" else " " for character in text)
+    return f"`{plain.strip() or '?'}`"
+
+
+def last_part(model: str) -> str:
+    """The last part of a path or a name on the hub."""
+    path = Path(model)
+    return path.stem if path.suffix == ".gguf" else path.name or path.resolve().name
+
+
+def named(model: str, parents: Sequence[str]) -> str:
+    """A model by its name on the hub, if that is known, and else by that of its folder or file."""
+    known = next((name for name in parents if last_part(name) == last_part(model)), None)
+    return f"[{known}](https://huggingface.co/{known})" if known else code(last_part(model))
+
+
+def _sampled(samples: _Samples | None) -> str:
+    if samples is None:
+        return "Calibrated on nothing: the method reads no activations"
+    known, named = hub_dataset(samples.source), code(public_name(samples.source))
+    text = f"[{known}](https://huggingface.co/datasets/{known})" if known and ON_HUB.fullmatch(known) else named
+    return f"Calibrated on {samples.samples:,} samples of {samples.length:,} tokens of {text}, seed {samples.seed}"
