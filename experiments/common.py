@@ -200,11 +200,16 @@ class Setting:
     def prune(self, model: str, folder: Path, **options: Any) -> Path:
         """A pruned model in a folder of ``out``, made unless it is there already; where it is."""
         recipe = Recipe.from_dict(self.options(**options))
-        identity = {"model": _identity(self.models[model]), "recipe": recipe.to_dict()}
+        key = {"recipe": recipe.to_dict()}
+        return self.made(model, key, lambda out: secateur.prune(folder, out, recipe, resume=True))
+
+    def made(self, model: str, key: Mapping[str, Any], make: Callable[[Path], object]) -> Path:
+        """The folder of ``out`` that ``make`` writes, all or nothing: once for each model, by its label, and key."""
+        identity = {"model": _identity(self.models[model]), **key}
         out = self.out / "models" / digest(json.dumps(identity, sort_keys=True))[:24]
         if not out.exists():
             out.parent.mkdir(parents=True, exist_ok=True)
-            secateur.prune(folder, out, recipe, resume=True)
+            make(out)
         return out
 
 

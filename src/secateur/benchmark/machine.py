@@ -33,7 +33,7 @@ class Machine:
 def this_machine(device: torch.device = CPU) -> Machine:
     """The machine that this runs on, as torch is set now, for what runs on ``device``."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return Machine(gpu, _processor(), torch.get_num_threads(), torch.__version__)
+    return Machine(gpu, _processor(), torch.get_num_threads(), str(torch.__version__))
 
 
 def _processor() -> str:
