@@ -22,7 +22,7 @@ from secateur.console.terminal import TerminalProgress
 from secateur.models.blocks import blocks_of, family_of
 from secateur.recipe import Recipe
 
-BINS = 20  # of the histogram, from 0 to 1
+BINS = 21  # of the histogram, from 0 to 1: one of them about a half
 RUINED = 0.1  # a channel that keeps no more than this share of its weights has as good as lost them
 
 
@@ -38,6 +38,8 @@ class Degrees:
         least: the smallest degree; a mean over linears.
         most: the largest; a mean over linears.
         histogram: channels by degree, in :data:`BINS` equal parts of 0 to 1.
+        beside: the mean degree of the other three in groups of four consecutive channels, of which one keeps nearly all
+            of its weights; None where there is no such group; a mean over linears that have some.
     """
 
     channels: int
@@ -47,6 +49,7 @@ class Degrees:
     least: float
     most: float
     histogram: list[int]
+    beside: float | None = None
 
     @classmethod
     def of(cls, kept: Tensor, dim: int) -> "Degrees":
@@ -61,12 +64,13 @@ class Degrees:
             least=round(float(degree.min()), 5),
             most=round(float(degree.max()), 5),
             histogram=torch.histc(degree, BINS, 0, 1).long().tolist(),
+            beside=_beside(degree),
         )
 
     @classmethod
-    def over(cls, found: Iterable["Degrees"]) -> "Degrees":
+    def over(cls, linears: Iterable["Degrees"]) -> "Degrees":
         """Those of several linears together: counts add up, and the rest is a mean over linears."""
-        parts = list(found)
+        parts = list(linears)
         return cls(
             channels=sum(one.channels for one in parts),
             lost=sum(one.lost for one in parts),
@@ -75,7 +79,15 @@ class Degrees:
             least=fmean(one.least for one in parts),
             most=fmean(one.most for one in parts),
             histogram=[sum(counts) for counts in zip(*(one.histogram for one in parts), strict=True)],
+            beside=fmean(found) if (found := [one.beside for one in parts if one.beside is not None]) else None,
         )
+
+
+def _beside(degree: Tensor) -> float | None:
+    groups = degree[: len(degree) // 4 * 4].reshape(-1, 4)
+    full = groups.amax(1) >= 1 - RUINED
+    others = (groups.sum(1) - groups.amax(1))[full] / 3
+    return round(float(others.mean()), 5) if full.any() else None
 
 
 @dataclass(frozen=True)

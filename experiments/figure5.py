@@ -34,8 +34,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "RIA 2:4, permuted": METHODS["ria"] | {"pattern": "2:4", "permute": "lsa"},
 }
 EXPONENTS: dict[str, dict[str, Any]] = {
-    "0": METHODS["ri"] | {"sparsity": 0.5},
-    **{f"{alpha:g}": METHODS["ria"] | {"alpha": alpha, "sparsity": 0.5} for alpha in (0.5, 1.0, 2.0)},
+    "a = 0": METHODS["ri"] | {"sparsity": 0.5},
+    **{f"a = {alpha:g}": METHODS["ria"] | {"alpha": alpha, "sparsity": 0.5} for alpha in (0.5, 1.0, 2.0)},
+    "a = 2, 2:4": SETTINGS["RIA 2:4"] | {"alpha": 2.0},
 }
 SIDES = {"inputs": "input channels", "outputs": "output channels"}
 
@@ -45,7 +46,7 @@ def run(setting: Setting) -> Report:
     for model in setting.models:
         with setting.folder(model) as folder:
             found = {label: degrees(setting, model, folder, options) for label, options in SETTINGS.items()}
-            exponents = {alpha: degrees(setting, model, folder, options) for alpha, options in EXPONENTS.items()}
+            exponents = {label: degrees(setting, model, folder, options) for label, options in EXPONENTS.items()}
             seen = over_depth(norms(setting, model, folder, draws(setting)[0]))
         spreads = {
             (kind, number): Outliers.of(values).spread
@@ -56,9 +57,9 @@ def run(setting: Setting) -> Report:
         for side, what in SIDES.items():
             caption = f"{model}: how far the shares of weights that {what} keep spread (σ), mean over linears."
             tables.append((caption, _table(found, side)))
-        caption = f"{model}: the same of input channels, RIA 50 % by its exponent a; below, how far ln ‖X‖ spreads (σ)."
-        tables.append((caption, _table({f"a = {a}": one for a, one in exponents.items()}, "inputs", spreads)))
-        notes.append(_reason(model, found, exponents["0.5"], spreads))
+        caption = f"{model}: the same of input channels by RIA with other exponents; below, how far ln ‖X‖ spreads (σ)."
+        tables.append((caption, _table(exponents, "inputs", spreads)))
+        notes.append(_reason(model, found | exponents, spreads))
         plots[named("degrees", model, setting)] = draw(found)
         data.append({"model": model, "settings": _plain(found), "exponents": _plain(exponents)})
     return Report(tables, notes=notes, plots=plots, data=data)
@@ -77,24 +78,31 @@ def _table(
     return Table.plain(["", *kinds], [[label, *(f"{row[kind]:.3f}" for kind in kinds)] for label, row in rows.items()])
 
 
-def _reason(
-    model: str,
-    found: Mapping[str, Sequence[LinearDegrees]],
-    ria: Sequence[LinearDegrees],
-    spreads: Mapping[tuple[str, int], float],
-) -> str:
-    """Whether it is as in the paper that N:M spreads input channels less, and what the spread goes with."""
-    free, tied, ordered = (
-        fmean(linear.inputs.spread for linear in found[name]) for name in ("RIA 50 %", "RIA 2:4", "RIA 2:4, permuted")
-    )
-    pairs = [(one.inputs.spread, spread) for one in ria if (spread := spreads.get((one.kind, one.block))) is not None]
-    together = float(torch.corrcoef(torch.tensor(pairs).T)[0, 1]) if len(pairs) > 1 else 0.0
+def _reason(model: str, found: Mapping[str, Sequence[LinearDegrees]], spreads: Mapping[tuple[str, int], float]) -> str:
+    """Whether 2:4 spreads input channels less than unstructured sparsity, as in the paper, and what that depends on."""
+    spread = {label: fmean(linear.inputs.spread for linear in linears) for label, linears in found.items()}
+    free, tied, ordered = spread["RIA 50 %"], spread["RIA 2:4"], spread["RIA 2:4, permuted"]
     alike = "as in the paper" if tied < free else "otherwise than in the paper, where 2:4 spreads them less"
-    return (
+    pairs = [
+        (one.inputs.spread, spreads[one.kind, one.block])
+        for one in found["RIA 50 %"]
+        if (one.kind, one.block) in spreads  # experts are not
+    ]
+    together = float(torch.corrcoef(torch.tensor(pairs).T)[0, 1])
+    beside, usual = (Degrees.over(linear.inputs for linear in found[label]).beside for label in ("RIA 2:4", "RIA 50 %"))
+    notes = [
         f"On {model} the shares of input channels spread by {free:.3f} unstructured, {tied:.3f} at 2:4 and "
-        f"{ordered:.3f} at 2:4 with ordered channels: {alike}. Over its {len(pairs)} linears, the spread by RIA 50 % "
-        f"and that of ln ‖X‖ correlate by {together:.2f}."
-    )
+        f"{ordered:.3f} at 2:4 with ordered channels: {alike}.",
+        f"How far they spread is a matter of ln ‖X‖: over the {len(pairs)} linears, its spread and that of the shares "
+        f"unstructured correlate by {together:.2f}; and at a = 2, as if it spread four times as far, shares spread by "
+        f"{spread['a = 2']:.3f} unstructured and {spread['a = 2, 2:4']:.3f} at 2:4.",
+    ]
+    if beside is not None and usual is not None:
+        notes.append(
+            "At 2:4 a channel competes with three neighbours: those beside one that keeps at least nine in ten of its "
+            f"weights keep {beside:.0%} of theirs, and {usual:.0%} unstructured."
+        )
+    return " ".join(notes)
 
 
 def draw(found: Mapping[str, Sequence[LinearDegrees]]) -> "Figure":

@@ -161,6 +161,16 @@ def test_degrees_of_several_linears_are_their_sums_and_means():
     assert both.spread == pytest.approx(fmean([one.spread, other.spread]))
 
 
+def test_the_neighbours_of_a_full_channel_are_those_of_its_group():
+    kept = torch.zeros(10, 8, dtype=torch.bool)
+    kept[:, 1] = True
+    kept[:5, 2:4] = True  # in its group: 0, 0.5 and 0.5
+    kept[:8, 4:] = True  # no channel of this group is full
+    assert Degrees.of(kept, 0).beside == pytest.approx(1 / 3, abs=1e-4)
+    assert Degrees.of(kept[:, 4:], 0).beside is None
+    assert Degrees.over([Degrees.of(kept, 0), Degrees.of(kept[:, 4:], 0)]).beside == Degrees.of(kept, 0).beside
+
+
 def test_a_row_by_row_method_loses_no_row(setting):
     found = degrees(setting, "pico", Path(setting.models["pico"]), {"score": "wanda", "sparsity": 0.75})
     assert {linear.outputs.least for linear in found} == {linear.outputs.most for linear in found} == {0.25}
@@ -208,7 +218,7 @@ def test_labels_do_not_touch():
 def few(monkeypatch):
     """Fewer rows, as much to do: each part of each figure once."""
     monkeypatch.setattr(figure6, "ALL", {name: figure6.ALL[name] for name in figure6.DRAWN})
-    monkeypatch.setattr(figure5, "EXPONENTS", {a: figure5.EXPONENTS[a] for a in ("0.5", "2")})
+    monkeypatch.setattr(figure5, "EXPONENTS", {a: figure5.EXPONENTS[a] for a in ("a = 2", "a = 2, 2:4")})
     monkeypatch.setattr(figure4, "FEW_SPARSITIES", (0.5, 0.7))
     monkeypatch.setattr(figure4, "FEW_SAMPLES", (1, 4))
     monkeypatch.setattr(figure9, "EXPONENTS", (0, 0.5))
