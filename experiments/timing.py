@@ -28,6 +28,12 @@ def machine() -> Machine:
     return this_machine(choose_device("auto"))
 
 
+def no_gpu() -> list[str]:
+    """A note on what a GPU would give; none where there is one."""
+    note = "On a GPU the same command gives 2:4 as it runs there; [speed.md](../speed.md) has what an H100 gave."
+    return [] if machine().gpu else [note]
+
+
 def in_turns(works: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Seconds of each of several works, which take turns, in all rounds or until it has taken enough of them."""
     seconds = stopwatch(choose_device("auto"))
@@ -40,7 +46,13 @@ def in_turns(works: Mapping[str, Callable[[], object]]) -> dict[str, list[float]
 
 
 def benched(
-    setting: Setting, model: str, recipe: Mapping[str, Any], shrinkage: Mapping[str, Any] | None = None, **work: Any
+    setting: Setting,
+    model: str,
+    recipe: Mapping[str, Any],
+    *,
+    pruned: Path | None = None,
+    shrinkage: Mapping[str, Any] | None = None,
+    **work: Any,
 ) -> Benchmark:
     """What :func:`secateur.bench` finds, filed for the machine that it ran on.
 
@@ -48,19 +60,20 @@ def benched(
         setting: the setting.
         model: its label.
         recipe: options by which it is pruned.
+        pruned: where the pruned model is; by default it is made.
         shrinkage: options by which the smaller model beside it is made, if there is to be one.
         work: what is timed, as ``bench`` takes it.
     """
 
     def compute() -> Any:
         with setting.folder(model) as folder:
-            pruned = setting.prune(model, folder, **recipe)
+            there = pruned or setting.prune(model, folder, **recipe)
             smaller = None
             if shrinkage:
                 options = Shrinkage(**setting.options(**shrinkage))
                 make = partial(secateur.shrink, folder, options=options)
                 smaller = setting.made(model, {"shrinkage": asdict(options)}, make)
-            found = secateur.bench(pruned, shrunk=smaller, rounds=ROUNDS, **work)
+            found = secateur.bench(there, shrunk=smaller, rounds=ROUNDS, **work)
         return msgspec.to_builtins(found, str_keys=True)
 
     models = [setting.options(**recipe), shrinkage and setting.options(**shrinkage)]
