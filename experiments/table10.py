@@ -1,74 +1,70 @@
 """RIA, Table 10: structured against semi-structured and unstructured sparsity, and what each is worth in speed.
 
-    python experiments/table10.py MODEL --calibration c4 --data wikitext2 [--keep DIR] [--shares 25 50 75] [--no-speed]
-
 At each share of the linears' weights: structured pruning by every method (heads and channels by activation or
-first-order Taylor, or whole blocks), RIA with N:M and ordered channels, and RIA unstructured. Per row: perplexity on
-every text, the share that is gone, and tokens per second that are generated one by one after a short prompt: structured
-models as they are, the others packed (medians over rounds in which all take turns; a quiet machine is wanted). The
-paper counts the weights that N:M removes: its 1:4 is 3:4 here.
-
-Nothing is trained afterwards. ``secateur bench PRUNED --shrunk SMALL --batch 1 --batch 8`` is Table 9 on one's own.
+first-order Taylor, or whole blocks), RIA with N:M and ordered channels, and RIA unstructured. Tokens per second are
+generated one by one after a short prompt: structured models as they are, the others packed, medians over rounds in
+which all take turns. The paper counts the weights that N:M removes: its 1:4 is 3:4 here. Nothing is trained
+afterwards.
 """
 
-import json
+import shutil
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
-
-from common import parser, setting_of, show, target_of
-from few_bits import speeds
-from table12 import Row, measured
+from typing import Any
 
 import secateur
-from secateur.checkpoint import local_folder
-from secateur.importance import METHODS
-from secateur.recipe import Recipe
-from secateur.shrinkage import Shrinkage
+from experiments.common import LLAMA2, Report, Setting, absent, main
+from experiments.few_bits import speeds
+from experiments.tables import add_column, sweep_report
+from secateur.importance import METHODS as STRUCTURED
+
+MODELS = LLAMA2[:1]
+SHARES = {0.25: "3:4", 0.5: "2:4", 0.75: "1:4"}
+METHODS: dict[str, Any] = {
+    name: options
+    for share, pattern in SHARES.items()
+    for name, options in {
+        **{
+            f"{method} {share:.0%}": {"score": "none", "shrink": {"method": method, "sparsity": share}}
+            for method in STRUCTURED
+        },
+        f"ria {pattern}": {"score": "ria", "pattern": pattern},
+        f"ria {share:.0%}": {"score": "ria", "sparsity": share},
+    }.items()
+}
+TOKENS, ROUNDS = 32, 7
 
 
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--dtype", default="auto", help="precision to evaluate in; auto is float32 on a CPU")
-    arguments.add_argument("--shares", nargs="+", type=int, default=[25, 50, 75], choices=[25, 50, 75])
-    arguments.add_argument("--tokens", type=int, default=32)
-    arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--no-speed", action="store_true")
-    args = arguments.parse_args()
-    kept = nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory()
-    with kept as home, local_folder(args.model) as folder:
-        Path(home).mkdir(parents=True, exist_ok=True)
-        file = Path(home) / "table10.json"
-        known: dict[str, Row] = json.loads(file.read_text()) if file.exists() else {}
-        runs: dict[str, Path] = {}  # what is timed, by the row
+def run(setting: Setting) -> Report:
+    # Before the table, whose rows are filed by then: the models are deleted when they have been timed.
+    rates = {
+        model: setting.measured(model, {"table": 10, "methods": METHODS, "recipe": dict(setting.recipe)}, timed)
+        for model, timed in ((model, lambda model=model: _rates(setting, model)) for model in setting.models)
+    }
+    results = setting.sweep(METHODS)
+    column = [f"{rates[x.model]['dense' if x.labels == ('dense',) else x.labels[0]]:.1f}" for x in results.summaries]
+    report = sweep_report(results, notes=absent(setting, "wikitext2"))
+    (caption, table), *more = report.tables
+    tables = [(caption, add_column(table, "tokens/s", column)), *more]
+    return Report(tables, report.notes, data={"sweep": report.data, "tokens per second": rates})
 
-        def row(name: str, gone: float, plain: Path, runs_as: Path) -> None:
-            if name not in known:
-                known[name] = {"model": name, "gone": round(gone, 4)} | measured(plain, args)
-                file.write_text(json.dumps(known, indent=1))
-            runs[name] = runs_as
-            if args.no_speed:
-                show(known[name])
 
-        row("dense", 0, folder, folder)
-        for share in args.shares:
-            for method in METHODS:
-                out = Path(home) / f"{method}-{share / 100}"
-                if not out.exists():
-                    secateur.shrink(folder, out, Shrinkage(method=method, sparsity=share / 100, **setting_of(args)))
-                row(f"{method} {share}%", json.loads((out / "secateur.json").read_text())["sparsity"], out, out)
-        for target in [f"{4 - share // 25}:4" for share in args.shares] + [f"{share}%" for share in args.shares]:
-            out = Path(home) / f"ria-{target}".replace(":", "")
-            if not out.exists():
-                secateur.prune(folder, out, Recipe.from_dict(target_of(target) | setting_of(args)))
-            packed = Path(f"{out}-packed")
-            if not packed.exists():
-                secateur.pack(out, packed)
-            row(f"RIA {target}", json.loads((out / "secateur.json").read_text())["sparsity"], out, packed)
-        if not args.no_speed:
-            for name, rate in zip(runs, speeds(list(runs.values()), args.tokens, args.rounds), strict=True):
-                show(known[name] | {"tokens per second": round(rate, 1)})
+def _rates(setting: Setting, model: str) -> dict[str, float]:
+    """Tokens per second of a model and of all that becomes of it, by label."""
+    results = setting.sweep(METHODS, keep_models=True)
+    made = {x.row.variant.labels[0]: x.model for x in results.entries if x.row.model == model and x.model}
+    with setting.folder(model) as dense, tempfile.TemporaryDirectory(dir=setting.out) as home:
+        runs: dict[str, Path] = {"dense": dense}
+        for name, folder in made.items():
+            runs[name] = folder
+            if name.startswith("ria"):
+                runs[name] = Path(home) / str(len(runs))
+                secateur.pack(folder, runs[name])
+        found = dict(zip(runs, speeds(list(runs.values()), TOKENS, ROUNDS), strict=True))
+    for folder in made.values():
+        shutil.rmtree(folder)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, MODELS, __file__)

@@ -7,6 +7,7 @@ no N:M kernel can run what is written then.
 
 from typing import Any
 
+from experiments import table1
 from experiments.common import LLAMA, LLAMA2, LLAMA3, Report, Setting, absent, main
 from experiments.tables import sweep_report
 
@@ -15,8 +16,7 @@ AS_IT_IS = {"permute": "none"}
 FOLDED = {"permute": "lsa", "fold": "exact"}
 AS_PUBLISHED = {"permute": "lsa-published", "fold": "none"}
 METHODS: dict[str, dict[str, Any]] = {
-    "magnitude": {"score": "magnitude", **AS_IT_IS},
-    "sparsegpt": {"score": "sparsegpt", "reconstruct": "sparsegpt", **AS_IT_IS},
+    **{name: table1.METHODS[name] | AS_IT_IS for name in ("magnitude", "sparsegpt")},
     **{
         f"{score}{suffix}": {"score": score, **order}
         for score in ("wanda", "ria")

@@ -39,11 +39,15 @@ def _with_published(found: Table, results: Results) -> tuple[Table, list[str]]:
     numbers = [published(x.model, recipes[x.model, x.labels], "wikitext2") for x in results.summaries]
     if not any(numbers):
         return found, []
-    column = [(f"{one[0]:,.2f}" if one else "",) for one in numbers]
-    rows = tuple((*row, cell) for row, cell in zip(found.rows, column, strict=True))
     said = dict.fromkeys(one[1] for one in numbers if one)
     note = f"Published, on WikiText-2: {'; '.join(sources()[name] for name in said)}."
-    return replace(found, columns=(*found.columns, ("published",)), rows=rows), [note]
+    return add_column(found, "published", [f"{one[0]:,.2f}" if one else "" for one in numbers]), [note]
+
+
+def add_column(found: Table, heading: str, cells: Sequence[str]) -> Table:
+    """A table with one more column of numbers, its last."""
+    rows = tuple((*row, (cell,)) for row, cell in zip(found.rows, cells, strict=True))
+    return replace(found, columns=(*found.columns, (heading,)), rows=rows)
 
 
 def _named(found: Table) -> Table:

@@ -92,6 +92,12 @@ def pack(folder: Path) -> None:
     secateur.pack(folder, folder.parent / "out", force=True)
 
 
+def measure(folder: Path) -> None:
+    """A window, whose perplexity goes into the card."""
+    text = str(folder.parent.parent / "text.txt")
+    secateur.evaluate(folder, text, window=16, limit=1, device="cpu", card=True)
+
+
 def generate(folder: Path) -> None:
     """Two tokens."""
     secateur.generate(folder, "a law", tokens=2, device="cpu")
@@ -140,6 +146,8 @@ TARGETS: dict[str, Target] = {
     "safetensors": Target("dense", "*.safetensors", damage.in_safetensors, (secateur.inspect, secateur.load, prune)),
     "tokenizer": Target("dense", "tokenizer*.json", damage.in_json, (calibrate, generate)),
     "generation config": Target("dense", "generation_config.json", damage.in_json, (generate, prune)),
+    "card": Target("dense", "README.md", damage.in_bytes, (prune,)),
+    "card with results": Target("pruned", "README.md", damage.in_bytes, (measure, pack)),
     "manifest": Target("pruned", "secateur.json", damage.in_json, (secateur.verify, prune, pack, quantize)),
     "weights": Target("pruned", "model-*.safetensors", damage.in_safetensors, (verify_weights,)),
     "orders": Target("pruned", "secateur-orders.safetensors", damage.in_safetensors, (secateur.verify,)),

@@ -21,6 +21,9 @@ def make(root: Path) -> None:
     """In ``root``: model folders as they come and as Secateur writes them, a folder of other files, and a text."""
     dense = pico.save("llama-gqa-tied", root / "dense", torch.bfloat16)
     (root / "text.txt").write_text(TEXT)
+    (dense / "README.md").write_text(
+        "---\nlicense: mit\nlanguage: [en]\ntags:\n- a\nbase_model: org/name\n---\n# A model\n"
+    )
     secateur.prune(dense, root / "sharded", PLAIN)
     recipe = Recipe(pattern="2:4", score="ria", calibration=str(root / "text.txt"), samples=2, length=16)
     secateur.prune(dense, root / "pruned", recipe)

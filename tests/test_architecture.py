@@ -15,10 +15,10 @@ PACKAGE = Path(secateur.__file__).parent
 # One direction: a package, or a module at the top, imports from layers above its own and from itself; inside a layer it
 # may import its neighbours, as long as they do not import it.
 LAYERS = [
-    ["errors", "patterns", "sizes"],  # words that need no torch
+    ["citations", "errors", "patterns", "sizes"],  # words that need no torch
     ["progress", "devices", "digests", "files", "memory", "ranks"],
     ["masks", "stats", "permute", "scores", "importance", "reconstruct", "quantization"],  # pure functions over tensors
-    ["recipe", "shrinkage"],  # which of them to use
+    ["options", "recipe", "shrinkage"],  # which of them to use
     ["models", "data"],  # what they work on
     ["checkpoint", "calibrate"],  # where weights and statistics come from
     [

@@ -129,7 +129,7 @@ def pack(
         manifest = manifest_of(folder)
         if rounded:  # what proves the values from here on
             manifest["rounded"] = {"bits": bits, "sha256": manifest.get("rounded", {}).get("sha256", {}) | rounded}
-        writer.finish(folder, manifest, read_orders(folder, whole=False), config=config)
+        writer.finish(model, folder, manifest, read_orders(folder, whole=False), config=config)
     after = sum(packed.values())
     return Packing(str(model), int8, int4, len(packed), before, after, total, total - before + after)
 
@@ -164,7 +164,7 @@ def unpack(model: str | Path, out: str | Path, *, force: bool = False, progress:
             writer.add(source.stacks.split(source.read(names)))
             progress.advance(1)
         config = read_object(folder / "config.json")["base"]
-        writer.finish(folder, manifest_of(folder), read_orders(folder, whole=False), config=config)
+        writer.finish(model, folder, manifest_of(folder), read_orders(folder, whole=False), config=config)
 
 
 def bits_of(int8: bool, int4: bool) -> int | None:

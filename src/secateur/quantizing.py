@@ -87,7 +87,7 @@ def quantize(
         setting = settle(source, recipe, work, ranks)
         with threads(setting.threads):
             with clock("load"):
-                job = Job.load(source, recipe, setting, ranks, partial(_select, recipe=recipe), quantizing)
+                job = Job.load(source, recipe, setting, ranks, partial(select, recipe=recipe), quantizing)
             job.begin(work, command_of(model, out, recipe, force, "quantize"))
             scheme = Scheme(recipe.bits, recipe.group_size, recipe.evenly)
             writer = Writer(work, 1 + len(job.task.blocks))
@@ -117,7 +117,7 @@ def quantize(
             "unpruned_sha256": {name: digest for name, digest in results.unpruned.items() if name in kept},
         }
         config = source.base | {"quantization_config": config_of(scheme, _ignored(job))}
-        writer.finish(folder, manifest, read_orders(folder, whole=False), config=config)
+        writer.finish(model, folder, manifest, read_orders(folder, whole=False), config=config)
         return manifest
 
 
@@ -131,7 +131,7 @@ def _manifest(folder: Path, quantized: Collection[str]) -> dict[str, Any]:
     return found
 
 
-def _select(model: PreTrainedModel, recipe: QuantizationRecipe) -> Selection:
+def select(model: PreTrainedModel, recipe: QuantizationRecipe) -> Selection:
     """The linears of ``model``, which has no weights, that are quantized.
 
     Raises:

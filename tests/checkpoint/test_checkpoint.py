@@ -23,7 +23,7 @@ def copy(source, out):
         writer = Writer(work, len(source.names()))
         for name in source.names():
             writer.add(source.read([name]))
-        writer.finish(source.folder, {"secateur": "test"})
+        writer.finish(source.folder, source.folder, {"secateur": "test"})
 
 
 def test_written_folder_is_the_same_model(folder, tmp_path):

@@ -12,7 +12,7 @@ def labels(grid):
 
 
 def recipes(grid):
-    return [variant.recipe for variant in grid.variants]
+    return [row.recipe for variant in grid.variants for row in grid.rows("a", variant)[:1]]
 
 
 def test_later_layers_win():
@@ -39,7 +39,8 @@ def test_a_pattern_is_a_text_wherever_it_stands(tmp_path):
     assert grid.models == {"1:8": "here"}
     assert labels(grid) == [("2:4", "0.5"), ("2:4", "1"), ("4:8", "0.5"), ("4:8", "1")]
     assert [recipe.pattern for recipe in recipes(grid)] == ["2:4", "2:4", "4:8", "4:8"]
-    assert (grid.seeds, grid.protocol.window) == ((7, 1), 128)
+    assert [row.seed for row in grid.rows("a", grid.variants[0])] == [7, 1]
+    assert grid.protocol.window == 128
 
 
 def test_the_grid_of_the_docstring_is_one():
@@ -81,7 +82,7 @@ def test_seeds_that_make_no_difference_are_one_row():
     )
     rows = [grid.rows("a", variant) for variant in (grid.dense, *grid.variants)]
     assert list(map(len, rows)) == [1, 1, 2, 2]
-    assert [row.recipe and row.recipe.seed for row in rows[-1]] == [3, 4]
+    assert [row.recipe and row.recipe.seed for row in rows[-1]] == [row.seed for row in rows[-1]] == [3, 4]
 
 
 def test_without_recipes_there_is_one():

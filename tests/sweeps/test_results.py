@@ -11,10 +11,12 @@ from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.perplexity import Perplexity
 from secateur.evaluation.uncertainty import interval
 from secateur.evaluation.zero_shot import TaskScore
-from secateur.sweeps.grid import Grid, Skipped
+from secateur.sweeps.facts import Pruning
+from secateur.sweeps.grid import Grid
 from secateur.sweeps.results import Entry, Results
 from secateur.sweeps.tables import Table, comma_separated, latex, markdown, table
-from secateur.sweeps.work import Outcome, Pruning, decode_outcome, encode
+from secateur.sweeps.variants import Skipped
+from secateur.sweeps.work import Outcome, decode_outcome, encode
 
 GRID = Grid.from_dict(
     {
@@ -67,7 +69,7 @@ def entries(grid=GRID, fails=()):
                     outcome = Outcome("no\nluck & 50%")
                 else:
                     found = evaluation(NLL[variant.labels[0]][place])
-                    outcome = Outcome(pruning=PRUNING if variant.recipe else None, evaluation=found, seconds=12.3)
+                    outcome = Outcome(pruning=PRUNING if row.steps else None, evaluation=found, seconds=12.3)
                 yield Entry(row, f"{model} {row.variant} {place}", outcome)
 
 
@@ -153,7 +155,11 @@ def test_tables_in_every_form_have_all_rows_and_escape_what_is_special(results):
 
 
 def test_a_table_of_ones_own_shows_about_four_digits_and_no_rules_between_rows():
-    rows = [["a_b", 12345, 12345.6, None], ["c", 0.012345, math.inf, 29.154], ["", 0.0, math.nan, -475.68]]
+    rows: list[list[str | float | None]] = [
+        ["a_b", 12345, 12345.6, None],
+        ["c", 0.012345, math.inf, 29.154],
+        ["", 0.0, math.nan, -475.68],
+    ]
     plain = Table.plain(["method", "x", "y", "z"], rows)
     assert markdown(plain).splitlines() == [
         "| method | x | y | z |",

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.checkpoint.config import described_model
-from secateur.checkpoint.layout import ADAPTERS, COMPANIONS, ORDERS
+from secateur.checkpoint.layout import ADAPTERS, ORDERS, beside_weights
 from secateur.checkpoint.shards import FLOATS, reading
 from secateur.checkpoint.source import Source
 from secateur.errors import InputError, naming
@@ -186,7 +186,7 @@ def check_size(model: PreTrainedModel, held: int, path: Path) -> None:
 
 
 def _check_companions(folder: Path) -> None:
-    for name in COMPANIONS:
+    for name in beside_weights(folder):
         member(folder, name)
     if found := [name for name in ADAPTERS if member(folder, name)]:
         raise InputError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from secateur.checkpoint.layout import MANIFEST
+from secateur.checkpoint.layout import CARD, MANIFEST
 from secateur.digests import file_digest
 from secateur.errors import InputError
 
@@ -18,7 +18,7 @@ def check_destination(out: Path, force: bool) -> None:
     """Raise :class:`InputError` when no folder can be put at ``out``, or one is there that may not be replaced.
 
     An empty folder may be replaced; with ``force`` also one that holds nothing but files that its manifest lists, with
-    the bytes that it says.
+    the bytes that it says, and a card.
     """
     if out.is_symlink():
         raise InputError(
@@ -52,7 +52,7 @@ def _check_written(out: Path) -> None:
     except (msgspec.DecodeError, RecursionError):
         raise InputError(f"{manifest} does not list the files of its folder, and {remedy}") from None
     for path in sorted(out.iterdir()):
-        if path == manifest:
+        if path == manifest or (path.name == CARD and path.is_file() and not path.is_symlink()):
             continue
         if path.name not in listed:
             raise InputError(f"{out} holds {path.name}, which {MANIFEST} does not list, and {remedy}")

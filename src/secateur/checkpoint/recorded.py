@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
-from secateur.checkpoint.layout import ADAPTERS, COMPANIONS, INDEX, MANIFEST, TEMPLATES, TERMS
+from secateur.checkpoint.layout import ADAPTERS, CARD, COMPANIONS, INDEX, MANIFEST, TEMPLATES
 from secateur.digests import file_digest
 from secateur.errors import InputError
 from secateur.files import MOST_BYTES_OF_LISTS, member, read_as, read_object
 
 # What whoever loads a model looks for by name.
-_READ = {*COMPANIONS, *ADAPTERS, TEMPLATES, INDEX} - {*TERMS}
+_READ = {*COMPANIONS, *ADAPTERS, TEMPLATES, INDEX}
 
 
 class _Recorded(msgspec.Struct, frozen=True):
@@ -43,8 +43,8 @@ def changed_files(folder: Path, digests: Mapping[str, str], weights: bool = Fals
 
 
 def unlisted_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
-    """The names of what lies in ``folder`` besides the manifest and the files that it lists."""
-    return sorted(path.name for path in folder.iterdir() if path.name not in digests and path.name != MANIFEST)
+    """The names of what lies in ``folder`` besides the manifest, the files that it lists, and the card."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in {*digests, MANIFEST, CARD})
 
 
 def check_unchanged(folder: Path, weights: bool = False) -> None:

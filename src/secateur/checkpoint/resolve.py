@@ -11,7 +11,7 @@ from secateur.checkpoint.checks import check, check_size, is_passed_over
 from secateur.checkpoint.config import build_config, check_depth, described_model, read_written
 from secateur.checkpoint.durable import scratch_folder
 from secateur.checkpoint.gguf import read_contents
-from secateur.checkpoint.layout import ADAPTERS, COMPANIONS, INDEX, WEIGHTS
+from secateur.checkpoint.layout import ADAPTERS, CARD, COMPANIONS, INDEX, TERMS, WEIGHTS
 from secateur.checkpoint.source import Source
 from secateur.errors import InputError, naming, reason
 from secateur.models.gather import ORDER
@@ -21,7 +21,8 @@ FEW_TENSORS, MOST_WEIGHTS = 10_000, 100 * 10**12
 # The largest vocabularies have a quarter of a million tokens.
 MOST_TOKENS = 10 * 10**6
 
-_FILES = (*COMPANIONS, *ADAPTERS[:1], WEIGHTS, INDEX, "model-*.safetensors")
+_TERMS = tuple(f"{written}*" for begin in TERMS for written in (begin, begin.upper(), begin.capitalize()))
+_FILES = (*COMPANIONS, CARD, *_TERMS, *ADAPTERS[:1], WEIGHTS, INDEX, "model-*.safetensors")
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from secateur.checkpoint.layout import COMPANIONS, GATHER_TYPE, INDEX, MANIFEST, ORDERS
+from secateur.checkpoint.card import model_card
+from secateur.checkpoint.layout import CARD, GATHER_TYPE, INDEX, MANIFEST, ORDERS, beside_weights
 from secateur.checkpoint.workspace import MODEL, Workspace
 from secateur.files import member, read_object
 
@@ -71,18 +72,20 @@ class Writer:
 
     def finish(
         self,
+        model: str | Path,
         companions_from: Path,
         manifest: dict[str, Any],
         orders: dict[str, Tensor] | None = None,
         gathers: bool = False,
         config: dict[str, Any] | None = None,
     ) -> None:
-        """Add the index, config, tokenizer, orders and manifest, and put the folder in place.
+        """Add the index, config, tokenizer, terms, orders, card and manifest, and put the folder in place.
 
         Args:
-            companions_from: the folder whose config and tokenizer these are.
-            manifest: the content of ``secateur.json``. It gets ``files``, the SHA-256 of every other file: by them
-                ``--force`` knows what it may replace.
+            model: what all this was made of, as the user named it.
+            companions_from: the folder whose config, tokenizer and terms these are.
+            manifest: the content of ``secateur.json``. It gets ``files``, the SHA-256 of every other file but the card:
+                by them ``--force`` knows what it may replace.
             orders: int64 tensors to keep beside the weights.
             gathers: the model is wrong without its gather orders: plain transformers must refuse it.
             config: the content of ``config.json``, where it is not that of ``companions_from``.
@@ -90,7 +93,7 @@ class Writer:
         weight_map = {name: self._name(number) for number, shard in enumerate(self._shards) for name in shard}
         size = sum(sum(shard.values()) for shard in self._shards)
         self._write_json(INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))})
-        for name in COMPANIONS:
+        for name in beside_weights(companions_from):
             if file := member(companions_from, name):
                 with self._work.file(f"{MODEL}/{name}") as path:
                     shutil.copyfile(file, path)
@@ -100,10 +103,14 @@ class Writer:
             self._write_json("config.json", config)
         if orders:
             self._save(ORDERS, {name: order.contiguous() for name, order in orders.items()})
+        card = model_card(model, companions_from, manifest, read_object(self._work.folder / MODEL / "config.json"))
+        with self._work.file(f"{MODEL}/{CARD}") as path:
+            path.write_text(card, encoding="utf-8", newline="\n")
         written = {
             Path(name).name: digest for name, digest in self._work.journal.files.items() if name.startswith(f"{MODEL}/")
         }
-        written.pop(MANIFEST, None)
+        for name in (MANIFEST, CARD):
+            written.pop(name, None)
         manifest["files"] = dict(sorted(written.items()))
         self._write_json(MANIFEST, manifest)
         self._work.put_in_place()

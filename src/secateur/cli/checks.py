@@ -29,6 +29,7 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     memory: str | None = None,
+    card: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -66,6 +67,8 @@ def evaluate(
     memory
         How much of the device's memory may be used, such as 8GB; by default what is free. Of a model that needs more,
         one block is in memory at a time.
+    card
+        Write the results into the model cards (README.md) of those of the models that Secateur wrote.
     """
     from secateur.console.evaluation import evaluation_table
     from secateur.console.terminal import out
@@ -84,6 +87,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         memory=memory,
+        card=card,
         progress=progress_for(quiet),
     )
     if json:

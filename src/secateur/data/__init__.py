@@ -1,6 +1,6 @@
 """Text in, tokens out: for calibration and for perplexity."""
 
-from secateur.data.sources import Purpose, Text, load_text, local_file
+from secateur.data.sources import Purpose, Text, hub_dataset, load_text, local_file, public_name
 from secateur.data.tokens import calibration_samples, check_ids, evaluation_windows
 from secateur.digests import digest
 
@@ -11,6 +11,8 @@ __all__ = [
     "check_ids",
     "digest",
     "evaluation_windows",
+    "hub_dataset",
     "load_text",
     "local_file",
+    "public_name",
 ]

@@ -136,6 +136,23 @@ def local_file(source: str) -> Path | None:
     return path
 
 
+def hub_dataset(source: str) -> str | None:
+    """The hub's name of the data set that ``source`` names; None where it names a local file, or a wheel's text."""
+    if source in _CORPORA:
+        return _CORPORA[source].dataset
+    if ":" in source or source == "demo" or suffix(Path(source)) in READERS:
+        return None
+    return "/".join(source.split("/")[:2])
+
+
+def public_name(source: str) -> str:
+    """What may be told of ``source`` to anyone: of a file on this machine its last name alone."""
+    name, _, file = source.partition(":")
+    if file and name in _CORPORA:
+        return f"{name}, a local copy"
+    return source if source in _CORPORA or hub_dataset(source) else Path(source).name
+
+
 def _by_protocol(name: str, source: str, rows: Sequence[str], purpose: Purpose) -> Text:
     """Apply the protocol of SparseGPT, Wanda and RIA, whose data loaders agree, to the rows of a corpus."""
     match name, purpose:

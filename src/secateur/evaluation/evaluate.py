@@ -10,6 +10,7 @@ from secateur import data as texts
 from secateur.checkpoint import Source, check_there, local_folder
 from secateur.devices import check_dtype, choose_device, choose_dtype
 from secateur.errors import InputError
+from secateur.evaluation.cards import folders_with_cards, write_results
 from secateur.evaluation.memory import free_beside
 from secateur.evaluation.perplexity import Perplexity, cut, measure
 from secateur.evaluation.zero_shot import TaskScore, find_tasks, score
@@ -54,6 +55,7 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     memory: str | None = None,
+    card: bool = False,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Measure written models, one after the other, on the same texts and tasks.
@@ -74,6 +76,7 @@ def evaluate(
         memory: how much of the device's memory may be used, such as ``8GB``; by default what is free. Of a model that
             needs more one block is in memory at a time: it is read once for all texts, and once for each batch of
             questions.
+        card: write what is measured into the cards of those of the models that Secateur wrote.
         progress: is told how far it is.
 
     Raises:
@@ -96,6 +99,7 @@ def evaluate(
     need = limit * (window or 2048) if limit else None
     for name in names:  # before a text is fetched
         check_there(name)
+    carded = folders_with_cards(names) if card else []
     sources = [texts.load_text(source, "evaluation", need) for source in asked]
     found = find_tasks(wanted, task_files, shots) if wanted or task_files else None
 
@@ -116,6 +120,8 @@ def evaluate(
     with progress:
         for name in names:
             results.append(one(name))
+            if name in carded:
+                write_results(Path(name), results[-1].texts, results[-1].tasks)
             gc.collect()  # lm-eval's wrapper refers to itself, and with it to the model: two would be in memory
     return results
 

@@ -8,12 +8,12 @@ from torch import Tensor
 from secateur.calibrate.guard import Trial
 from secateur.memory import Kept
 from secateur.models.spaces import Linear, reader_groups
+from secateur.options import Step
 from secateur.pruning.linear import LinearPruning
 from secateur.pruning.prepare import Task
 from secateur.pruning.result import LayerResult
 from secateur.pruning.visit import Visit
 from secateur.ranks import Ranks
-from secateur.recipe import Step
 
 
 def prune_groups(visit: Visit, groups: Sequence[Sequence[Linear]], task: Task, ranks: Ranks) -> None:

@@ -24,6 +24,7 @@ from secateur.digests import tensors_digest
 from secateur.errors import InputError
 from secateur.memory import Room
 from secateur.models.blocks import Block
+from secateur.options import WalkOptions
 from secateur.progress import Clock, Progress
 from secateur.pruning.footprint import Places, footprint, places
 from secateur.pruning.journal import Setting
@@ -32,7 +33,6 @@ from secateur.pruning.store import FolderStore
 from secateur.pruning.visit import Visit
 from secateur.pruning.walk import walk
 from secateur.ranks import Ranks
-from secateur.recipe import Options
 
 S = TypeVar("S", bound=Selection)
 
@@ -52,7 +52,7 @@ def opened(
         yield work, folder
 
 
-def settle(source: Source, recipe: Options, work: Workspace, ranks: Ranks) -> Setting:
+def settle(source: Source, recipe: WalkOptions, work: Workspace, ranks: Ranks) -> Setting:
     """One setting for all ranks."""
     stored = source.config.dtype or torch.float32
     return ranks.tell(Setting.choose(recipe, stored, work.journal.run) if ranks.first else None, Setting)
@@ -76,7 +76,7 @@ class Job(Generic[S]):
     def load(
         cls,
         source: Source,
-        recipe: Options,
+        recipe: WalkOptions,
         setting: Setting,
         ranks: Ranks,
         prepare: Callable[[PreTrainedModel], S],

@@ -23,10 +23,10 @@ from secateur.checkpoint import Workspace
 from secateur.devices import choose_calibration_dtype, choose_device
 from secateur.errors import InputError
 from secateur.models.blocks import Block
+from secateur.options import Options
 from secateur.progress import Clock
 from secateur.pruning.prepare import batch_size
 from secateur.pruning.result import LayerResult, QuantizedLayer, Results
-from secateur.recipe import Options
 
 SHARED = "shared.orders"
 
@@ -62,7 +62,7 @@ class Setting:
         device = choose_device(recipe.device)
         if device.type == "meta":
             raise InputError("device 'meta' has no values to compute with: give auto, cpu or cuda (--device)")
-        dtype = str(choose_calibration_dtype(recipe.dtype, stored, device)).removeprefix("torch.")
+        dtype = str(choose_calibration_dtype(recipe.precision, stored, device)).removeprefix("torch.")
         return cls(str(device), dtype, torch.get_num_threads(), batch_size(recipe.length, device))
 
 

@@ -8,10 +8,11 @@ from torch import Tensor
 from secateur.devices import bfloat16_products
 from secateur.masks import masked, retained, select, sparsity_of
 from secateur.memory import Kept, Room
+from secateur.options import Step
 from secateur.patterns import NM, Pattern
 from secateur.permute.orders import find_order, inverse
 from secateur.pruning.result import LayerResult
-from secateur.recipe import Recipe, Step
+from secateur.recipe import Recipe
 from secateur.reconstruct.methods import RECONSTRUCTIONS, Pruned
 from secateur.reconstruct.refine import refined
 from secateur.reconstruct.sparsegpt import sweep

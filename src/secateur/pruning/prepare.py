@@ -15,9 +15,10 @@ from secateur.digests import digest
 from secateur.errors import InputError
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.spaces import Family, Linear, judged_together
+from secateur.options import Options, WalkOptions
 from secateur.patterns import Pattern, check_fits
 from secateur.ranks import Ranks
-from secateur.recipe import Options, Recipe
+from secateur.recipe import Recipe
 
 # A forward pass takes as many samples at a time as make about this many tokens. A CPU is busy with one of the usual
 # length, and slower with more, which leave its cache; a GPU waits for launches of small models.
@@ -37,7 +38,7 @@ class Selection:
         skipped: the full names of the linears that the recipe leaves as they are.
     """
 
-    recipe: Options
+    recipe: WalkOptions
     family: Family
     blocks: Sequence[Block]
     skipped: Sequence[str]
@@ -75,7 +76,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> Task:
     return Task(recipe, family, blocks, skipped, patterns)
 
 
-def leave_out_skipped(blocks: Sequence[Block], recipe: Options) -> tuple[list[Block], list[str]]:
+def leave_out_skipped(blocks: Sequence[Block], recipe: WalkOptions) -> tuple[list[Block], list[str]]:
     """The blocks without the linears that the recipe skips, and the names of those.
 
     Raises:

@@ -64,16 +64,15 @@ def shrink(
         source.refuse_gathers("shrunk")
         if source.scheme:
             raise InputError(f"{model} is quantized: shrink the model that it was made of")
-        recipe = options.recipe
-        setting = Setting.choose(recipe, source.config.dtype or torch.float32, {})
+        setting = Setting.choose(options, source.config.dtype or torch.float32, {})
         device = choose_device(setting.device)
         with threads(setting.threads):
             with clock("load"):
                 skeleton = source.skeleton(DTYPES[setting.dtype], device)
                 family = family_of(skeleton)
                 blocks = blocks_of(skeleton, family)
-                target = settle(source, blocks, family, options)
-                samples = draw_samples(source, recipe, setting.batch, device)
+                target = settle(source.config, source.base, blocks, family, options)
+                samples = draw_samples(source, options, setting.batch, device)
                 outer = source.read(source.names_outside([block.prefix for block in blocks]))
                 check_finite(outer, folder)
                 load_into(skeleton, outer, "", device)
@@ -100,7 +99,7 @@ def shrink(
             "seconds": clock.seconds(),
         }
         config = read_object(folder / "config.json") | job.changes if job.changes else None
-        job.writer.finish(folder, manifest, kept, config=config)
+        job.writer.finish(model, folder, manifest, kept, config=config)
         return manifest
 
 
@@ -181,7 +180,7 @@ class _Job:
         gone = {*least[: len(dense.blocks) - target.depth]}
         kept = [index for index in range(len(dense.blocks)) if index not in gone]
         self.changes = changes_of_depth(dense.source.config, dense.blocks, kept)
-        check_blocks(dense.source, self.changes, dense.blocks, kept)
+        check_blocks(dense.source.base, self.changes, dense.blocks, kept)
         self.weights = weights_of([dense.blocks[index] for index in kept], dense.family)
         for number, index in enumerate(kept):
             prefix = dense.blocks[index].prefix

@@ -1,7 +1,7 @@
 """What a shrunk model will be, and what its config has to say: settled before any long work."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from secateur.checkpoint import Source
 from secateur.checkpoint.config import empty_model
 from secateur.errors import InputError
-from secateur.files import read_object
 from secateur.importance import METHODS
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.spaces import Family
@@ -43,8 +41,17 @@ class Target:
     dense_weights: int
 
 
-def settle(source: Source, blocks: Sequence[Block], family: Family, options: Shrinkage) -> Target:
-    """Decide how wide and how deep the model of ``source`` is to be.
+def settle(
+    config: PreTrainedConfig, base: Mapping[str, Any], blocks: Sequence[Block], family: Family, options: Shrinkage
+) -> Target:
+    """Decide how wide and how deep a model is to be.
+
+    Args:
+        config: the model's.
+        base: what it is made of, as plain data.
+        blocks: the model's, which may have no weights.
+        family: the model's.
+        options: how much of it goes, and what.
 
     Raises:
         InputError: when so much cannot go, the channels of its family are not known, or no config can say what would
@@ -62,31 +69,45 @@ def settle(source: Source, blocks: Sequence[Block], family: Family, options: Shr
                 f"{options.sparsity:.1%} of {number} blocks are {number - depth}, and at most "
                 f"{min(number - 1, len(unlocked))} can go"
             )
-        first = changes_of_depth(source.config, blocks, range(depth))
-        _check(source, first, weights_of(blocks[:depth], family))
+        first = changes_of_depth(config, blocks, range(depth))
+        _check(base, first, weights_of(blocks[:depth], family))
         return Target(unlocked, shapes.whole, depth, {}, whole, whole)
     if not family.rules:
         raise InputError(
-            f"nothing is known of the channels of a {source.config.model_type} model (docs/families.md): --method "
+            f"nothing is known of the channels of a {config.model_type} model (docs/families.md): --method "
             "depth removes whole blocks of it"
         )
     if options.sparsity and not (family.sizes or options.in_place):
         raise InputError(
-            f"no config of a {source.config.model_type} model can say that its blocks are narrower: --method depth "
+            f"no config of a {config.model_type} model can say that its blocks are narrower: --method depth "
             "removes whole blocks, and --in-place writes zeros"
         )
     heads, channels = (options.in_place or space in family.sizes for space in ("query", family.inner[0]))
 
     def is_allowed(widths: Widths) -> bool:
-        return options.in_place or _config(source, changes(widths, shapes.whole, family)) is not None
+        return options.in_place or _config(base, changes(widths, shapes.whole, family)) is not None
 
     before = shapes.weights(shapes.whole)
     widths = widths_for(shapes, before - options.sparsity * whole, is_allowed, heads=heads, channels=channels)
     kept = whole - before + shapes.weights(widths)
     changed = {} if options.in_place else changes(widths, shapes.whole, family)
     if changed:
-        _check(source, changed, kept)
+        _check(base, changed, kept)
     return Target(unlocked, widths, number, changed, kept, whole)
+
+
+def remainder(model: PreTrainedModel, options: Shrinkage) -> PreTrainedModel:
+    """What ``shrink`` would leave of ``model``, both without weights; which of like blocks go is known only then.
+
+    Raises:
+        InputError: as :func:`settle` does.
+    """
+    family, base = family_of(model), json.loads(model.config.to_json_string(use_diff=False))
+    blocks = blocks_of(model, family)
+    target = settle(model.config, base, blocks, family, options)
+    config = _config(base, target.changes or changes_of_depth(model.config, blocks, range(target.depth)))
+    assert config is not None  # which was tried
+    return empty_model(config, torch.float32)
 
 
 def changes_of_depth(config: PreTrainedConfig, blocks: Sequence[Block], kept: Sequence[int]) -> dict[str, Any]:
@@ -112,13 +133,15 @@ def changes_of_depth(config: PreTrainedConfig, blocks: Sequence[Block], kept: Se
     return changed
 
 
-def check_blocks(source: Source, changed: dict[str, Any], blocks: Sequence[Block], kept: Sequence[int]) -> None:
+def check_blocks(
+    base: Mapping[str, Any], changed: dict[str, Any], blocks: Sequence[Block], kept: Sequence[int]
+) -> None:
     """Compare blocks that stay with those that a model of the changed config has in their new places.
 
     Some configs count kinds of blocks from the first, and some blocks compute by their number.
 
     Args:
-        source: the dense model.
+        base: the config of the dense model, as plain data.
         changed: what the config says otherwise.
         blocks: of the dense model.
         kept: the numbers of those that stay, ascending.
@@ -126,13 +149,13 @@ def check_blocks(source: Source, changed: dict[str, Any], blocks: Sequence[Block
     Raises:
         InputError: when one of them would be another.
     """
-    config = _config(source, changed)
+    config = _config(base, changed)
     assert config is not None  # the same was tried with other blocks
     model = empty_model(config, torch.float32)
     for now, (index, new) in enumerate(zip(kept, blocks_of(model, family_of(model)), strict=True)):
         if what := _difference(blocks[index].module, new.module, (index, now)):
             raise InputError(
-                f"block {index} would be block {now}, and there {source.config.model_type} models have another kind of "
+                f"block {index} would be block {now}, and there {base['model_type']} models have another kind of "
                 f"block ({what}): no config can say otherwise; let it keep its place (--keep-first)"
             )
 
@@ -152,24 +175,24 @@ def _difference(old: nn.Module, new: nn.Module, numbers: tuple[int, int]) -> str
     return None
 
 
-def _config(source: Source, changed: dict[str, Any]) -> PreTrainedConfig | None:
+def _config(base: Mapping[str, Any], changed: Mapping[str, Any]) -> PreTrainedConfig | None:
     """What transformers makes of the config with changes; None where it refuses them."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        path.write_text(json.dumps(read_object(source.folder / "config.json") | changed), encoding="utf-8")
+        path.write_text(json.dumps({**base, **changed}), encoding="utf-8")
         try:
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except Exception:  # whatever checks of an architecture raise
             return None
 
 
-def _check(source: Source, changed: dict[str, Any], weights: int) -> None:
+def _check(base: Mapping[str, Any], changed: dict[str, Any], weights: int) -> None:
     """Raise :class:`InputError` unless the config with changes is of a model of so many weights in its blocks."""
-    if (config := _config(source, changed)) is not None:
+    if (config := _config(base, changed)) is not None:
         model = empty_model(config, torch.float32)
         family = family_of(model)
         shapes = Shapes(blocks_of(model, family), family)
         if shapes.weights(shapes.whole) == weights:
             return
     said = ", ".join(f"{name} = {value}" for name, value in changed.items())
-    raise InputError(f"transformers builds no such {source.config.model_type} model of a config with {said}")
+    raise InputError(f"transformers builds no such {base['model_type']} model of a config with {said}")

@@ -3,7 +3,8 @@
     OUT/
         sweep.lock      held by the process that sweeps, and by those that compute for it
         rows/ID.json    what became of a finished row
-        models/ID/      a pruned model, while it is measured or because it is kept
+        models/ID/      what steps have made of a model, while rows need it or because it is kept
+        steps/ID.json   what the last of these steps did
         tokens/         token ids of texts
         results.json, results.csv, results.md, results.tex
 
@@ -51,6 +52,10 @@ class Folder:
             return msgspec.convert(read_object(path)["outcome"], Outcome)
         except (InputError, KeyError, msgspec.ValidationError) as error:
             raise InputError(f"{path} is damaged ({error}): delete it, and the row is computed again") from None
+
+    def model(self, id: str) -> Path:
+        """Where the model of the ID lies, if it is there."""
+        return self.path / "models" / id
 
     def keep(self, row: str, identity: Mapping[str, Any], outcome: str) -> Outcome:
         """File what became of a row; one that failed is only known of now, and tried again the next time."""

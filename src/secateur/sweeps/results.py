@@ -9,7 +9,10 @@ from typing import Any
 from secateur.evaluation.comparison import Comparison, compare
 from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.zero_shot import first_metrics
-from secateur.sweeps.grid import Grid, Row, Skipped, Variant
+from secateur.recipe import QuantizationRecipe
+from secateur.sweeps.chains import as_data
+from secateur.sweeps.grid import Grid, Row
+from secateur.sweeps.variants import Skipped, Variant
 from secateur.sweeps.work import Outcome
 
 
@@ -21,7 +24,7 @@ class Entry:
         row: the row.
         id: what it is filed under: rows that are the same computation share it.
         outcome: what became of it.
-        model: the folder of the pruned model, if models are kept.
+        model: the folder of what its steps came to, if models are kept.
     """
 
     row: Row
@@ -97,7 +100,7 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A model pruned in one way: the mean of its rows.
+    """A model treated in one way: the mean of its rows.
 
     Attributes:
         model: the model's label.
@@ -109,6 +112,8 @@ class Summary:
         sparsity: of the pruned linears.
         retained: share of the score, the mean over linears.
         relative_error: of the linears' outputs.
+        gone: share of the weights that structured pruning has removed.
+        bits: of a weight, where quantizing is the last step; scales and zero-points included.
         seconds: a row.
     """
 
@@ -121,6 +126,8 @@ class Summary:
     sparsity: float | None
     retained: float | None
     relative_error: float | None
+    gone: float | None
+    bits: float | None
     seconds: float | None
 
 
@@ -163,8 +170,8 @@ class Results:
                 {
                     "model": entry.row.model,
                     "labels": self.by_axis(entry.row.variant.labels),
-                    "seed": entry.row.recipe.seed if entry.row.recipe else None,
-                    "recipe": entry.row.recipe.to_dict() if entry.row.recipe else None,
+                    "seed": entry.row.seed,
+                    "steps": as_data(entry.row.steps),
                     "id": entry.id,
                     **asdict(entry.outcome),
                 }
@@ -189,11 +196,13 @@ def _summary(
     against = [
         _against(evaluation, dense.get(None), baseline.get(seed) or (_only(baseline)))
         for seed, evaluation in measured.items()
-        if variant.recipe
+        if seed is not None
     ]
     done = [entry.outcome for entry in entries if not entry.outcome.failure]
     evaluations = list(measured.values())
     prunings = [outcome.pruning for outcome in done if outcome.pruning]
+    last = [entry.row.steps[-1] for entry in entries if entry.row.steps]
+    quantized = bool(last) and isinstance(last[0], QuantizationRecipe)
     errors = [pruning.relative_error for pruning in prunings]
     return Summary(
         model=model,
@@ -205,17 +214,15 @@ def _summary(
         sparsity=_mean([pruning.sparsity for pruning in prunings]),
         retained=_mean([pruning.retained for pruning in prunings]),
         relative_error=_mean(errors),
+        gone=_mean([outcome.shrinking.gone for outcome in done if outcome.shrinking]),
+        bits=_mean([found.bits_per_weight for one in done if (found := one.quantization) and quantized]),
         seconds=_mean([outcome.seconds for outcome in done]),
     )
 
 
 def _evaluated(entries: Iterable[Entry]) -> dict[int | None, Evaluation]:
     """What was measured, by seed; None is that of the dense model."""
-    return {
-        entry.row.recipe.seed if entry.row.recipe else None: entry.outcome.evaluation
-        for entry in entries
-        if entry.outcome.evaluation
-    }
+    return {entry.row.seed: entry.outcome.evaluation for entry in entries if entry.outcome.evaluation}
 
 
 def _only(baseline: Mapping[int | None, Evaluation]) -> Evaluation | None:

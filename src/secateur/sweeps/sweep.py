@@ -1,10 +1,11 @@
-"""A sweep: every row of a grid, pruned and measured, once."""
+"""A sweep: every row of a grid, made and measured, once."""
 
 import os
+import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ from secateur.data import local_file
 from secateur.devices import free_memory
 from secateur.digests import file_digest
 from secateur.errors import InputError, Notice
+from secateur.options import Options
 from secateur.progress import Progress
+from secateur.sweeps.chains import as_data
 from secateur.sweeps.executors import Executor, on_ray, processes
 from secateur.sweeps.folder import Folder, claimed, identifier
-from secateur.sweeps.grid import Grid, Protocol, Row, Skipped, Variant, check_possible
+from secateur.sweeps.grid import Grid, Protocol, Row
 from secateur.sweeps.results import Entry, Results
 from secateur.sweeps.subjects import Subject
-from secateur.sweeps.work import Job, Outcome, encode
+from secateur.sweeps.variants import Skipped, Variant, check_possible
+from secateur.sweeps.work import Job, Outcome, Stage, decode_outcome, encode
 
 # What is measured, and how: a row of another number is another row.
 PROTOCOL = 1
@@ -37,7 +41,7 @@ def sweep(
     progress: Progress | None = None,
     executor: Executor | None = None,
 ) -> Results:
-    """Prune and measure every row of ``grid``; those that are finished in ``out`` are taken from there.
+    """Make and measure every row of ``grid``; those that are finished in ``out`` are taken from there.
 
     All dense models are measured first: the rows of one that cannot be are not begun. A row that fails ends nothing,
     and is tried again the next time.
@@ -47,7 +51,7 @@ def sweep(
         out: a folder for this sweep and others that may have rows in common with it.
         jobs: rows at once on this machine; by default one for each GPU, or one. Fewer where memory is short.
         ray: instead, the address of a Ray cluster, ``auto`` or ``local``, all of whose machines see ``out``.
-        keep_models: leave the pruned models in ``out/models``; by default each is deleted once it is measured.
+        keep_models: leave the models of rows in ``out/models``; by default they go when no row needs them.
         progress: is told how far it is.
         executor: what computes rows instead of all that.
 
@@ -73,7 +77,7 @@ def sweep(
         ledger = _Ledger(grid, folder, identities, skipped, keep_models)
         waiting = ledger.waiting
         if waiting and executor is None:
-            need = max(subjects[row.model].memory(row.recipe) for row in waiting)
+            need = max(subjects[row.model].memory(row.steps) for row in waiting)
             if cluster is None:
                 number = min(_at_once(grid, jobs, need), len(waiting))
                 executor = processes(_environments(grid, number), [folder.lock])
@@ -84,7 +88,7 @@ def sweep(
         progress.start("sweep", max(1, len(waiting)), "rows")
         try:
             for dense in (True, False):
-                todo = [row for row in ledger.waiting if (row.recipe is None) == dense]
+                todo = [row for row in ledger.waiting if (not row.steps) == dense]
                 documents = [encode(ledger.job(row, models[row.model])) for row in todo]
                 if executor and todo:
                     with closing(executor(documents)) as answers:
@@ -113,16 +117,19 @@ class _Ledger:
         self._grid, self._folder, self._identities, self._skipped = grid, folder, identities, skipped
         self._keep_models = keep_models
         self._ids = {row: identifier(identity) for row, identity in identities.items()}
-        # A model goes by what it is made of, so that one that was kept serves another protocol.
-        without = {row: {**identity, "protocol": None} for row, identity in identities.items()}
-        self._models = {row: folder.path / "models" / identifier(identity) for row, identity in without.items()}
+        # A model goes by what it is made of, so that it serves other rows as well, and one that was kept any protocol.
+        self._made = {
+            row: [identifier({**identity, "protocol": None, "steps": identity["steps"][:number]}) for number in places]
+            for row, identity in identities.items()
+            for places in [range(1, len(row.steps) + 1)]
+        }
         self._outcomes = {
             id: found for row, id in self._ids.items() if self._has_model(row) and (found := folder.outcome(id))
         }
 
     def _has_model(self, row: Row) -> bool:
-        """Whether its pruned model is there, if it is wanted."""
-        return not self._keep_models or row.recipe is None or self._models[row].exists()
+        """Whether what its steps make is there, if it is wanted."""
+        return not self._keep_models or not row.steps or self._folder.model(self._made[row][-1]).exists()
 
     @property
     def waiting(self) -> list[Row]:
@@ -132,25 +139,38 @@ class _Ledger:
 
     def job(self, row: Row, model: Path) -> Job:
         """What is to be done for a row of the model in the folder ``model``."""
+        facts = self._folder.path / "steps"
+        stages = [
+            Stage(step, options, str(self._folder.model(id)), str(facts / f"{id}.json"))
+            for id, one in zip(self._made[row], as_data(row.steps), strict=True)
+            for step, options in one.items()
+        ]
         return Job(
             name=str(row),
             model=str(model),
-            recipe=row.recipe,
-            out=str(self._models[row]),
-            keep=self._keep_models,
+            stages=tuple(stages),
             protocol=self._grid.protocol,
             tokens=str(self._folder.path / "tokens"),
         )
 
     def keep(self, row: Row, outcome: str) -> None:
-        """File what became of a row."""
+        """File what became of a row; first, when it ended well, the models go that no other row needs."""
         id = self._ids[row]
+        if not decode_outcome(outcome).failure:
+            for made in set(self._made[row]) - self._needed(id):
+                shutil.rmtree(self._folder.model(made), ignore_errors=True)
         self._outcomes[id] = self._folder.keep(id, self._identities[row], outcome)
         self.write()
 
+    def _needed(self, without: str) -> set[str]:
+        """The models from which rows are still to be made, of the ID ``without`` apart, and those that are kept."""
+        others = [made for row, made in self._made.items() if self._ids[row] not in {without, *self._outcomes}]
+        kept = [made[-1:] for made in self._made.values() if self._keep_models]
+        return {id for made in (*others, *kept) for id in made}
+
     def fail_what_is_not_worth_it(self) -> None:
         """The rows of models that could not be measured as they are have failed, too."""
-        failures = {row.model: self._outcomes[id].failure for row, id in self._ids.items() if row.recipe is None}
+        failures = {row.model: self._outcomes[id].failure for row, id in self._ids.items() if not row.steps}
         for row in self.waiting:
             if failure := failures[row.model]:
                 self._outcomes[self._ids[row]] = Outcome(f"not begun, since the dense model failed: {failure}")
@@ -158,13 +178,16 @@ class _Ledger:
     def write(self) -> Results:
         """Write what is known so far, in every form."""
         entries = [
-            Entry(row, id, self._outcomes[id], self._models[row] if self._keep_models and row.recipe else None)
+            Entry(row, id, self._outcomes[id], self._model(row))
             for row, id in self._ids.items()
             if id in self._outcomes
         ]
         results = Results.of(self._grid, entries, self._skipped)
         self._folder.write(results)
         return results
+
+    def _model(self, row: Row) -> Path | None:
+        return self._folder.model(self._made[row][-1]) if self._keep_models and row.steps else None
 
     def remains(self) -> str:
         """What a user should know when the work is stopped."""
@@ -188,7 +211,8 @@ def _rows(grid: Grid, subjects: Iterable[Subject]) -> tuple[list[Row], list[Skip
         rows += grid.rows(subject.label, grid.dense)
         for variant in grid.variants:
             try:
-                subject.check_recipe(variant.recipe)
+                for chain in variant.chains:
+                    subject.check_steps(chain)
             except InputError as error:
                 skipped.append(Skipped(subject.label, variant.labels, str(error)))
             else:
@@ -200,11 +224,13 @@ def _rows(grid: Grid, subjects: Iterable[Subject]) -> tuple[list[Row], list[Skip
 
 def _identity(subject: Subject, row: Row, grid: Grid, texts: Mapping[str, str | None]) -> dict[str, Any]:
     """All that what a row comes to depends on, as plain data."""
-    recipe, protocol = row.recipe, grid.protocol
+    protocol, steps = grid.protocol, as_data(row.steps)
+    for plain in (options for step in steps for options in step.values()):
+        plain.pop("memory", None)  # under any bound the bytes are the same
+    read = [texts[step.calibration] if step.needs_inputs else None for step in row.steps]
     return {
         "model": subject.files,
-        "recipe": replace(recipe, memory=None).to_dict() if recipe else None,  # under any bound the bytes are the same
-        "calibration": texts[recipe.calibration] if recipe and recipe.needs_inputs else None,
+        "steps": [step | {"calibration": text} for step, text in zip(steps, read, strict=True)],
         "protocol": asdict(protocol) | {"version": PROTOCOL, "files": [texts[source] for source in _read(protocol)]},
         "secateur": __version__,
     }
@@ -216,8 +242,8 @@ def _texts(grid: Grid) -> dict[str, str | None]:
     Raises:
         InputError: when one is not there, as far as that can be told without the hub.
     """
-    recipes = [variant.recipe for variant in grid.variants if variant.recipe and variant.recipe.needs_inputs]
-    files = {source: local_file(source) for source in (*grid.protocol.data, *(x.calibration for x in recipes))}
+    calibrations = [step.calibration for step in _steps(grid) if step.needs_inputs]
+    files = {source: local_file(source) for source in (*grid.protocol.data, *calibrations)}
     if grid.protocol.task_files:
         if not Path(grid.protocol.task_files).is_dir():
             raise InputError(f"there is no folder {grid.protocol.task_files} (task_files)")
@@ -259,8 +285,13 @@ def _environments(grid: Grid, number: int) -> list[dict[str, str]]:
 
 def _computes_on_gpus(grid: Grid) -> bool:
     """Whether all rows take whichever GPU they are given."""
-    devices = {grid.protocol.device, *(variant.recipe.device for variant in grid.variants if variant.recipe)}
+    devices = {grid.protocol.device, *(step.device for step in _steps(grid))}
     return devices <= {"auto", "cuda"}
+
+
+def _steps(grid: Grid) -> Iterator[Options]:
+    """All steps of all rows."""
+    return (step for variant in grid.variants for chain in variant.chains for step in chain)
 
 
 def _ray() -> Any:

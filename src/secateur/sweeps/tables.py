@@ -56,7 +56,7 @@ def table(results: Results) -> Table:
     ]
     tasks = [(f"{task.task} {task.metric}, %",) for task in _first(results, "tasks")]
     columns = [*(("model",), *((axis,) for axis in results.axes)), *texts, *tasks]
-    columns += [("zeros",), ("retained",), ("seeds",), ("seconds",), ("failed",)]
+    columns += [("zeros",), ("retained",), ("gone",), ("bits",), ("seeds",), ("seconds",), ("failed",)]
     rows = [_cells(summary, columns[words:]) for summary in results.summaries]
     filled = [
         [part for part in range(len(names)) if place < words or any(row[place][part] for row in rows)]
@@ -84,6 +84,8 @@ def _cells(summary: Summary, numbers: Sequence[Parts]) -> list[Parts]:
     last = (
         _share(summary.sparsity, ".1%"),
         _share(summary.retained, ".1%"),
+        _share(summary.gone, ".1%"),
+        f"{summary.bits:.2f}" if summary.bits is not None else "",
         str(summary.rows or ""),
         f"{summary.seconds:,.{0 if summary.seconds >= 10 else 1}f}" if summary.seconds is not None else "",
         "; ".join(dict.fromkeys(summary.failures)),
@@ -190,7 +192,8 @@ def _record(results: Results, summary: Summary) -> dict[str, str | float | None]
     record: dict[str, str | float | None] = {"model": summary.model}
     record |= dict(zip(results.axes, summary.labels, strict=True))
     record |= {"rows": summary.rows, "failed": len(summary.failures), "zeros": summary.sparsity}
-    record |= {"retained": summary.retained, "relative_error": summary.relative_error, "seconds": summary.seconds}
+    record |= {"retained": summary.retained, "relative_error": summary.relative_error}
+    record |= {"gone": summary.gone, "bits": summary.bits, "seconds": summary.seconds}
     for text in summary.texts:
         numbers = {
             "perplexity": text.perplexity.value,
