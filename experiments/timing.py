@@ -20,7 +20,8 @@ from secateur.shrinkage import Shrinkage
 
 # Every work is timed in so many rounds; one that has taken so many seconds is left out of the rounds that remain.
 ROUNDS, ENOUGH = 7, 10.0
-PROMPT = 64
+# Generating, one by one after a short prompt.
+PROMPT, TOKENS = 64, 32
 
 
 def machine() -> Machine:
@@ -81,7 +82,7 @@ def benched(
     return msgspec.convert(setting.measured(model, key, compute), Benchmark, strict=False)
 
 
-def speeds(folders: Sequence[Path | str], tokens: int = 32) -> list[Spread]:
+def speeds(folders: Sequence[Path | str]) -> list[Spread]:
     """Tokens per second that each model generates one by one after a short prompt, in rounds in which they take turns.
 
     One more round, the first, does not count.
@@ -94,10 +95,10 @@ def speeds(folders: Sequence[Path | str], tokens: int = 32) -> list[Spread]:
     with torch.inference_mode():
         for _ in range(ROUNDS + 1):
             for model, rates in zip(loaded, found, strict=True):
-                run = Continuation(model, words, tokens + 1)
+                run = Continuation(model, words, TOKENS + 1)
                 run.prefill()
                 run.prepare()
-                rates.append(tokens / seconds(partial(run.steps, tokens)))
+                rates.append(TOKENS / seconds(partial(run.steps, TOKENS)))
     return [Spread.of(rates[1:]) for rates in found]
 
 
