@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from experiments.common import Setting
 from experiments.drawing import FAINT, SMALL, across, lines, named, panels
-from secateur.sweeps.grid import DENSE
 from secateur.sweeps.results import Results
 from secateur.sweeps.tables import Table
+from secateur.sweeps.variants import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

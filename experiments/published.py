@@ -1,10 +1,13 @@
 """What the authors published, as far as it could be found: ``published.json`` says where each number can be read."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from secateur.options import Options
 from secateur.recipe import Recipe
 
 # The names that published.json has for models, by the last part of the hub's, in small letters.
@@ -15,29 +18,34 @@ _MODELS = {
 }  # fmt: skip
 
 
-def published(model: str, recipe: Recipe | None, dataset: str) -> tuple[float, str] | None:
+def published(model: str, steps: Sequence[Options], dataset: str) -> tuple[float, str] | None:
     """A perplexity and its source.
 
     Args:
         model: the last part of its hub name.
-        recipe: how it is pruned; None for the dense model.
+        steps: what was done to it; nothing to the dense model.
         dataset: the corpus.
     """
-    if recipe is None:
-        wanted: dict[str, Any] = {"method": "dense", "pattern": None, "permuted": False}
-    elif recipe == Recipe.from_dict(recipe.to_dict() | {"alpha": 0.5, "scope": None}) and recipe.reconstruct == (
-        "sparsegpt" if recipe.score == "sparsegpt" else "none"
-    ):
-        pattern = recipe.pattern or f"{recipe.sparsity:.0%}"
-        permuted = recipe.pattern is not None and recipe.permute != "none"
-        wanted = {"method": recipe.score, "pattern": pattern, "permuted": permuted}
-    else:
-        return None
+    match steps:
+        case ():
+            wanted: dict[str, Any] = {"method": "dense", "pattern": None, "permuted": False}
+        case (Recipe() as recipe,) if _as_published(recipe):
+            pattern = recipe.pattern or f"{recipe.sparsity:.0%}"
+            permuted = recipe.pattern is not None and recipe.permute != "none"
+            wanted = {"method": recipe.score, "pattern": pattern, "permuted": permuted}
+        case _:
+            return None
     wanted |= {"model": _MODELS.get(model.lower()), "dataset": dataset}
     for entry in _entries():
         if all(entry[key] == value for key, value in wanted.items()):
             return entry["value"], entry["source"]
     return None
+
+
+def _as_published(recipe: Recipe) -> bool:
+    """Whether a method is the one of its name in the paper: its score as it was, and SparseGPT's own reconstruction."""
+    alone = "sparsegpt" if recipe.score == "sparsegpt" else "none"
+    return replace(recipe, alpha=Recipe.alpha, scope=None) == recipe and recipe.reconstruct == alone
 
 
 @cache

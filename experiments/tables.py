@@ -35,8 +35,8 @@ def _models(results: Results) -> str:
 
 def _with_published(found: Table, results: Results) -> tuple[Table, list[str]]:
     """The table with a column of what was published for the same models, where anything was; notes on the sources."""
-    recipes = {(entry.row.model, entry.row.variant.labels): entry.row.variant.recipe for entry in results.entries}
-    numbers = [published(x.model, recipes[x.model, x.labels], "wikitext2") for x in results.summaries]
+    steps = {(entry.row.model, entry.row.variant.labels): entry.row.steps for entry in results.entries}
+    numbers = [published(x.model, steps[x.model, x.labels], "wikitext2") for x in results.summaries]
     if not any(numbers):
         return found, []
     said = dict.fromkeys(one[1] for one in numbers if one)
@@ -76,7 +76,7 @@ def averages_over_models(results: Results) -> Table | None:
     if not any(len(found) > 1 for found in rows.values()):
         return None
     texts = [text.data.partition(":")[0] for text in next(iter(rows.values()))[0].texts]
-    cells = [
+    cells: list[list[str | float | None]] = [
         [*labels, *(_mean_prevented([one.texts[place] for one in found]) for place in range(len(texts))), len(found)]
         for labels, found in rows.items()
     ]
