@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ EXPERIMENTS = (
 )
 ONE = {"2:4": {"pattern": "2:4"}}
 # What is made small, besides the model.
-SHORT = {
+SHORT: dict[Any, dict[str, Any]] = {
     timing: {"ROUNDS": 2, "ENOUGH": 1e-9, "PROMPT": 8, "TOKENS": 2},
     searches: {"GREEDY_ESCAPES": 1},
     table5: {"TARGETS": ONE, "BATCHES": (1,), "SMALL_LENGTHS": (8,)},
@@ -43,7 +44,10 @@ SHORT = {
     table1: {"METHODS": {"ria": {"score": "ria"}}},
     table4: {"METHODS": {"ria": {"score": "ria", "permute": "none"}}},
     equal_bytes: {"TARGETS": ONE},
-    few_bits: {"TARGETS": {name: few_bits.TARGETS[name] for name in ("dense", "best 2:4")}},
+    few_bits: {
+        "TARGETS": {name: few_bits.TARGETS[name] for name in ("dense", "best 2:4")},
+        "VALUES": ("bfloat16", "int4"),
+    },
     reconstruction: {"SMALL_AXES": {"target": ONE, "reconstruct": ["cg"]}},
 }
 
@@ -56,7 +60,7 @@ def short(monkeypatch):
 
 
 def test_works_take_turns_until_they_have_taken_enough(monkeypatch):
-    ran = []
+    ran: list[str] = []
     works = {name: partial(ran.append, name) for name in "ab"}
     monkeypatch.setattr(timing, "ENOUGH", 60)
     assert [len(times) for times in timing.in_turns(works).values()] == [2, 2] and "".join(ran) == "abab"
