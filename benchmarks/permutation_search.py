@@ -1,78 +1,60 @@
-"""How much score each search for a channel permutation retains, and how long it takes.
+"""What the parts of the search for a channel permutation are worth, beyond the searches of the RIA paper's Table 11.
 
-    python benchmarks/permutation_search.py [MODEL] [--sizes 1024 2048] [--widths 1024 … 28672]
+    python -m benchmarks.permutation_search [MODEL] [--widths 1024 2048]
 
-Scores: RIA-like with heavy tails (``heavy``), and, given a model folder, RI of real matrices of it. Quotes
-the share of the score of the best half of each row that 2:4 retains. ``sort every pair`` is the authors'
-way to compute the matrix of assignment values: form every group with every candidate channel and take its
-largest scores. It is timed on one slot and multiplied by four.
-
-``--widths`` gives the curve of retained score against seconds at the widths of larger models: of the synthetic score,
-with ``--rows``, and, given a model, of RI of the down_proj of as many of its blocks as it takes, side by side. All
-write to one residual space, so that their channels resemble each other as those of one wide matrix do.
+Scores as in ``experiments/table11.py``: synthetic with heavy tails and, given a model folder, of its real weights. Of
+each search the share of the score of the best half of each row that 2:4 retains, and its seconds. ``sort every pair``
+is the authors' way to compute the matrix of assignment values: form every group with every candidate channel and take
+its largest scores. It is timed on one slot and multiplied by four.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiments.table11 import OWN, PATTERN, PUBLISHED, SEARCHES, Search, compared, heavy, side_by_side
 from secateur.checkpoint import Source
-from secateur.patterns import NM
 from secateur.permute.assign import heuristic_groups, l1_distances, nth_largest, reassign
-from secateur.permute.greedy import greedy_groups
 from secateur.permute.lsa import grown_groups
-from secateur.permute.orders import find_order, kept_score
-from secateur.scores import relative_importance
+from secateur.permute.orders import kept_score
 
-PATTERN = NM(2, 4)
-# Wider than this, the published search takes minutes.
-WIDEST_PUBLISHED = 11_008
-
-
-def heavy(height: int, width: int, seed: int = 0) -> Tensor:
-    """A score with the tails of a real one: rows and columns of log-normal size, some outliers, RI, ‖X‖^0.5."""
-    draw = torch.Generator().manual_seed(seed)
-    rows, columns = torch.randn(height, 1, generator=draw), torch.randn(1, width, generator=draw)
-    weight = torch.randn(height, width, generator=draw) * (0.3 * rows).exp() * (0.4 * columns).exp()
-    weight *= 1 + 3 * torch.rand(height, width, generator=draw) ** 20
-    return relative_importance(weight) * (0.3 * torch.randn(width, generator=draw)).exp()
+HEIGHT = 576  # of synthetic scores
+# Wider than this, sorting every pair takes minutes.
+WIDEST_SORTED = 2048
 
 
-def real(folder: str) -> Iterator[tuple[str, Tensor]]:
-    """RI of some matrices of a LLaMA-like checkpoint; readers of one place are stacked."""
-    source = Source(Path(folder))
-    for block in (5, 20):
-        for names in (("mlp.down_proj",), ("mlp.gate_proj", "mlp.up_proj")):
-            tensors = source.read([f"model.layers.{block}.{name}.weight" for name in names])
-            stacked = torch.cat([relative_importance(weight) for weight in tensors.values()])
-            yield f"block {block} {'+'.join(names)} {tuple(stacked.shape)}", stacked
-
-
-def side_by_side(folder: str, width: int) -> Tensor:
-    """RI of the down_proj of the first blocks of a LLaMA-like checkpoint, so many columns of them."""
-    source = Source(Path(folder))
-    parts: list[Tensor] = []
-    while sum(part.shape[1] for part in parts) < width:
-        parts += source.read([f"model.layers.{len(parts)}.mlp.down_proj.weight"]).values()
-    return torch.cat([relative_importance(part) for part in parts], 1)[:, :width]
-
-
-def converged(columns: Tensor) -> Tensor:
+def converged(score: Tensor) -> Tensor:
     """The published search, its step 2 repeated until a pass gains less than 1e-4."""
+    columns = score.T.contiguous()
     groups = heuristic_groups(columns, PATTERN.group)
-    score = 0.0
-    while (now := kept_score(columns[groups.flatten()].T, PATTERN)) > score * (1 + 1e-4):
-        score, groups = now, reassign(columns, groups, PATTERN.kept)
-    return groups
+    kept = 0.0
+    while (now := kept_score(score[:, groups.flatten()], PATTERN)) > kept * (1 + 1e-4):
+        kept, groups = now, reassign(columns, groups, PATTERN.kept)
+    return groups.flatten()
 
 
-def sort_every_pair(columns: Tensor, groups: Tensor) -> float:
+def grown(score: Tensor) -> Tensor:
+    """The first half of ``lsa``: groups grown by assignment, without passes."""
+    return grown_groups(score.T.contiguous(), PATTERN.kept, PATTERN.group).flatten()
+
+
+PARTS: dict[str, Search] = {
+    "published, passes until they end": converged,
+    "grown": grown,
+    **{name: SEARCHES[name] for name in (PUBLISHED, OWN)},
+}
+
+
+def sort_every_pair(score: Tensor) -> float:
     """Seconds that the authors' way takes for the assignment values of all four slots."""
+    columns = score.T.contiguous()
+    groups = heuristic_groups(columns, PATTERN.group)
     began = time.perf_counter()
     fixed, candidates = columns[groups[:, 1:]], columns[groups[:, 0]]  # (K, M-1, R), (K, R)
     values = torch.empty(len(groups), len(groups))
@@ -89,70 +71,29 @@ def sort_every_pair(columns: Tensor, groups: Tensor) -> float:
     return 4 * spent
 
 
-def measure(name: str, score: Tensor, searches: dict[str, Callable[[], Tensor]]) -> None:
-    """Print what each of ``searches`` retains, and its seconds: by the clock, and of all processors."""
-    whole = score.topk(score.shape[1] // 2, dim=1).values.sum(dtype=torch.float64).item()
-    for label, search in searches.items():
-        began = time.perf_counter(), time.process_time()
-        order = search().flatten()
-        spent = time.perf_counter() - began[0], time.process_time() - began[1]
-        share = kept_score(score[:, order], PATTERN) / whole
-        line = {"score": name, "search": label, "retained": round(share, 5)}
-        print(json.dumps(line | {"seconds": round(spent[0], 3), "processor": round(spent[1], 3)}), flush=True)
+def measure(name: str, score: Tensor) -> None:
+    """Print a line for each search."""
 
+    def show(**line: Any) -> None:
+        print(json.dumps({"score": name, "channels": score.shape[1], **line}), flush=True)
 
-def compare(name: str, score: Tensor, greedy: bool) -> None:
-    columns = score.T.contiguous()
-    as_it_is = torch.arange(len(columns)).reshape(-1, PATTERN.group)
-    searches: dict[str, Callable[[], Tensor]] = {
-        "none": lambda: as_it_is,
-        "heuristic": lambda: heuristic_groups(columns, PATTERN.group),
-        "published: heuristic, one pass": lambda: find_order(score, PATTERN, "lsa-published"),
-        "published, passes until they end": lambda: converged(columns),
-        "grown": lambda: grown_groups(columns, PATTERN.kept, PATTERN.group),
-        "lsa: grown, shuffled passes": lambda: find_order(score, PATTERN),
-    }
-    if greedy:
-        searches["greedy"] = lambda: greedy_groups(columns, as_it_is, PATTERN.kept)
-        searches["greedy, 100 escapes"] = lambda: greedy_groups(columns, as_it_is, PATTERN.kept, 100)
-    measure(name, score, searches)
-    if greedy:
-        spent = sort_every_pair(columns, heuristic_groups(columns, PATTERN.group))
-        print(json.dumps({"score": name, "search": "sort every pair, no solver", "seconds": round(spent, 3)}))
-
-
-def curve(name: str, score: Tensor) -> None:
-    """What the searches for wide matrices retain: whole, grown only, and in communities."""
-    columns, width = score.T.contiguous(), score.shape[1]
-    searches: dict[str, Callable[[], Tensor]] = {
-        "none": lambda: torch.arange(width),
-        "heuristic": lambda: heuristic_groups(columns, PATTERN.group),
-        "grown": lambda: grown_groups(columns, PATTERN.kept, PATTERN.group),
-        "lsa": lambda: find_order(score, PATTERN),
-        "lsa in 4 communities": lambda: find_order(score, PATTERN, communities=4),
-        "lsa in 16 communities": lambda: find_order(score, PATTERN, communities=16),
-    }
-    if width <= WIDEST_PUBLISHED:
-        searches["lsa-published"] = lambda: find_order(score, PATTERN, "lsa-published")
-    measure(name, score, searches)
+    found = compared(score, PARTS)
+    show(search="none", retained=round(found["unordered"], 5))
+    for search, row in found["searches"].items():
+        show(search=search, retained=round(row["retained"], 5), seconds=round(median(row["seconds"]), 3))
+    if score.shape[1] <= WIDEST_SORTED:
+        show(search="sort every pair, no solver", seconds=round(sort_every_pair(score), 3))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a folder")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 2048])
-    parser.add_argument("--widths", type=int, nargs="*", default=[])
-    parser.add_argument("--rows", type=int, default=576)
+    parser.add_argument("--widths", type=int, nargs="+", default=[1024, 2048])
     args = parser.parse_args()
-    compare("warm-up", heavy(256, 256), greedy=True)
-    for name, score in real(args.model) if args.model and args.sizes else ():
-        compare(name, score, greedy=False)
-    for size in args.sizes:
-        compare(f"heavy {size}", heavy(size, size), greedy=size <= 2048)
     for width in args.widths:
-        curve(f"heavy, {args.rows} x {width}", heavy(args.rows, width))
+        measure("heavy tails", heavy(HEIGHT, width))
         if args.model:
-            curve(f"side by side, {width}", side_by_side(args.model, width))
+            measure("side by side", side_by_side(Source(Path(args.model)), width))
 
 
 if __name__ == "__main__":

@@ -1,105 +1,113 @@
 """Beyond the paper: prune, quantize, or both? Quality, size and speed of what one model can be packed to.
 
-    python experiments/few_bits.py MODEL --calibration c4 --data wikitext2 [--group-size 128] [--keep DIR]
-        [--pruned 'best 2:4' 'best 16:32' best]
-
-The dense model and pruned ones, each packed with bfloat16 values, with int8 values (rounded) and with int4 values
-(GPTQ). Per row: perplexity on every text, of what was packed; bits that a weight of the blocks' linears takes, masks,
-scales and zero-points included; tokens per second that are generated one by one after a short prompt, the median over
-rounds in which all models take turns (a quiet machine is wanted). Rows of about the same bits are to be compared.
+The dense model and pruned ones (``--recipe best``), each packed with bfloat16 values, with int8 values (rounded) and
+with int4 values (GPTQ). *Bits* are those of a weight of the blocks' linears, masks, scales and zero-points included.
+Rows of about the same bits are to be compared.
 """
 
-import json
-import statistics
-import tempfile
-import time
-from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
-from common import parser, show
-from table12 import RECIPES, Models, Row, measured
 
 import secateur
-from secateur.checkpoint import Source, local_folder
+from experiments.common import LLAMA2, Report, Setting, absent, main
+from experiments.timing import ROUNDS, machine, speeds, spread_text
+from secateur.benchmark.timing import Spread
+from secateur.checkpoint import Source
+from secateur.data.tokens import tokens_kept_in
 from secateur.models.blocks import blocks_of, family_of
-from secateur.runtime.decoding import Continuation
+from secateur.recipe import QuantizationRecipe, Recipe
+from secateur.sweeps.tables import Table
 
-DENSE = "dense"
-PROMPT = 64
-
-
-def packed(models: Models, name: str, values: str) -> Path | str:
-    """The folder of a model that is called ``name``, packed with such values; the dense one as it is in bfloat16."""
-    plain = models.model if name == DENSE else models.pruned(name)
-    if name == DENSE and values == "bfloat16":
-        return plain
-    out = models.home / f"{name} {values} packed".replace(" ", "_").replace(":", "")
-    if not out.exists():
-        source = models.quantized("gptq", plain, name) if values == "int4" else plain
-        secateur.pack(source, out, int8=values == "int8")
-    return out
+MODELS = LLAMA2[:1]
+TEXTS = ("wikitext2", "c4")
+TARGETS: dict[str, dict[str, Any] | None] = {
+    "dense": None,
+    "best 2:4": {"pattern": "2:4", "sparsity": None},
+    "best 16:32": {"pattern": "16:32", "sparsity": None},
+    "best 50 %": {"sparsity": 0.5, "pattern": None},
+}
+VALUES = ("bfloat16", "int8", "int4")
+GROUPS = (128, 64, 32)
 
 
-def bits(folder: Path | str) -> float:
+def run(setting: Setting) -> Report:
+    cells: list[list[Any]] = []
+    for model in setting.models:
+        with setting.folder(model) as folder:
+            names = [(name, values) for name in TARGETS for values in VALUES]
+            packed = [pack(setting, model, folder, *name) for name in names]
+            key = {"speeds": names, "options": setting.options(), "machine": str(machine())}
+            rates = setting.measured(model, key, partial(_speeds, packed))
+            for name, place, rate in zip(names, packed, rates, strict=True):
+                found = _perplexities(setting, model, name, place)
+                cells.append([model, *name, f"{bits(place):.2f}", *found, spread_text(Spread(**rate), 1)])
+    texts = [text.partition(":")[0] for text in setting.texts.evaluation(*TEXTS)]
+    headings = ["model", "pruned", "values", "bits", *texts, "tokens/s"]
+    caption = f"Tokens per second one by one: medians and quartiles of {ROUNDS} rounds in turn; {machine()}."
+    notes = absent(setting, *TEXTS)
+    return Report([(caption, Table.plain(headings, cells, words=3))], notes=notes, data=[headings, *cells])
+
+
+def pack(setting: Setting, model: str, folder: Path, name: str, values: str) -> Path:
+    """The folder of a model that is pruned as ``name`` says, packed with such values; the dense one as it is."""
+    target, plain, options = TARGETS[name], folder, None
+    if target:
+        options = Recipe.load("best").to_dict() | setting.options(**target)
+        plain = setting.prune(model, folder, **options)
+    elif values == "bfloat16":
+        return folder
+    if values == "int4":
+        recipe = QuantizationRecipe(**setting.options(method="gptq", bits=4, group_size=group_size(Source(folder))))
+        quantize = partial(secateur.quantize, plain, recipe=recipe, resume=True)
+        plain = setting.made(model, {"pruned": options, "quantized": recipe.to_dict()}, quantize)
+    return setting.made(
+        model, {"pruned": options, "packed": values}, partial(secateur.pack, plain, int8=values == "int8")
+    )
+
+
+def _speeds(folders: list[Path]) -> list[dict[str, float]]:
+    return [asdict(rate) for rate in speeds(folders)]
+
+
+def _perplexities(setting: Setting, model: str, name: tuple[str, str], folder: Path) -> list[float]:
+    """Those of a folder that was made of ``model``, on each text."""
+    protocol = {option: setting.protocol[option] for option in ("window", "limit", "dtype")}
+    texts = setting.texts.evaluation(*TEXTS)
+
+    def compute() -> list[float]:
+        with tokens_kept_in(setting.out / "sweep" / "tokens"):
+            (found,) = secateur.evaluate(folder, texts, **protocol)
+        return [text.perplexity for text in found.texts]
+
+    key = {"packed": name, "options": setting.options(), "data": texts, **protocol}
+    found: list[float] = setting.measured(model, key, compute)
+    return found
+
+
+def group_size(source: Source) -> int:
+    """The largest of :data:`GROUPS` that the widths of all linears are multiples of."""
+    model = source.skeleton(torch.float32)
+    widths = {
+        linear.view(model.get_parameter(block.prefix + linear.tensor)).shape[1]
+        for block in blocks_of(model, family_of(model))
+        for linear in block.linears
+    }
+    return next(size for size in GROUPS if not any(width % size for width in widths))
+
+
+def bits(folder: Path) -> float:
     """Bits of a weight of the linears in the blocks."""
-    source = Source(Path(folder))
+    source = Source(folder)
     model = source.skeleton(torch.float32)
     names = [block.prefix + x.tensor for block in blocks_of(model, family_of(model)) for x in block.linears]
     stored = sum(source.held[part].nbytes for name in names for part in source.stacks.parts(name))
     return 8 * stored / sum(prod(source.shape(name)) for name in names)
 
 
-def speeds(folders: list[Path | str], tokens: int, rounds: int) -> list[float]:
-    """Tokens per second of each, the median over rounds in which they take turns; one more round does not count."""
-    loaded = [secateur.load(folder, torch.bfloat16) for folder in folders]
-    words = torch.randint(1000, (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    found: list[list[float]] = [[] for _ in folders]
-    with torch.inference_mode():
-        for _ in range(rounds + 1):
-            for model, rates in zip(loaded, found, strict=True):
-                run = Continuation(model, words, tokens + 1)
-                run.prefill()
-                run.prepare()
-                began = time.perf_counter()
-                for _ in range(tokens):
-                    run.step()
-                rates.append(tokens / (time.perf_counter() - began))
-    return [statistics.median(rates[1:]) for rates in found]
-
-
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--dtype", default="auto", help="precision to evaluate in; auto is float32 on a CPU")
-    arguments.add_argument("--quantize-samples", type=int, help="calibration samples of the quantization, if others")
-    arguments.add_argument("--group-size", type=int, default=128)
-    arguments.add_argument("--pruned", nargs="*", default=["best 2:4", "best 16:32", "best"], choices=list(RECIPES))
-    arguments.add_argument("--tokens", type=int, default=32)
-    arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--no-speed", action="store_true")
-    args = arguments.parse_args()
-    args.bits = 4
-    kept = nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory()
-    with kept as home, local_folder(args.model) as folder:
-        models = Models(Path(home), str(folder), args)
-        models.home.mkdir(parents=True, exist_ok=True)
-        file = models.home / "few_bits.json"
-        known: dict[str, Row] = json.loads(file.read_text()) if file.exists() else {}
-        rows: dict[str, Path | str] = {}
-        for name in (DENSE, *args.pruned):
-            for values in ("bfloat16", "int8", "int4"):
-                key = f"{name} {values}"
-                rows[key] = packed(models, name, values)
-                if key not in known:
-                    known[key] = {"model": key, "bits": round(bits(rows[key]), 3)} | measured(rows[key], args)
-                    file.write_text(json.dumps(known, indent=1))
-                if args.no_speed:
-                    show(known[key])
-        if not args.no_speed:
-            for key, rate in zip(rows, speeds(list(rows.values()), args.tokens, args.rounds), strict=True):
-                show(known[key] | {"tokens per second": round(rate, 1)})
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, MODELS, __file__)

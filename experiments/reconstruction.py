@@ -1,48 +1,46 @@
 """Beyond RIA's Table 8: every score, mended every way, with and without permutation and refinement.
 
-    python experiments/reconstruction.py MODEL --calibration c4 --data wikitext2 c4 [--scores ria wanda …]
-        [--methods none cg …] [--refine no yes] [--permute none lsa] [--patterns 50% 4:8 2:4] [--keep DIR]
-
-Of each, the perplexity of what was written on every text, the mean relative error of a linear's outputs on
-the calibration inputs, on how many reader groups the guard kept each step, and seconds.
+*Layer error* is the mean relative error of a linear's outputs on the calibration inputs; *steps kept* says on how many
+reader groups the guard kept each step, and of how many.
 """
 
-from common import parser, perplexities, show, swept, target_of
+from typing import Any
 
+from experiments.common import LLAMA2, Report, Setting, absent, main
+from experiments.tables import sweep_report
 from secateur.reconstruct.methods import RECONSTRUCTIONS
+from secateur.sweeps.results import Entry
+from secateur.sweeps.tables import Table
 
-SCORES = ("magnitude", "wanda", "ri", "ria", "sparsegpt")
+MODELS = LLAMA2[:1]
+AXES: dict[str, Any] = {
+    "target": {"50 %": {"sparsity": 0.5}, "4:8": {"pattern": "4:8"}, "2:4": {"pattern": "2:4"}},
+    "permute": ["none", "lsa"],
+    "score": ["magnitude", "wanda", "ri", "ria", "sparsegpt"],
+    "reconstruct": ["none", *RECONSTRUCTIONS],
+    "refine": [False, True],
+}
+# Where it is to take minutes.
+SMALL_AXES = AXES | {"target": {"2:4": {"pattern": "2:4"}}, "permute": ["lsa"], "score": ["ria"], "refine": [False]}
 
 
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--scores", nargs="+", default=SCORES)
-    arguments.add_argument("--methods", nargs="+", default=["none", *RECONSTRUCTIONS])
-    arguments.add_argument("--refine", nargs="+", default=["no", "yes"])
-    arguments.add_argument("--permute", nargs="+", default=["none", "lsa"])
-    arguments.add_argument("--patterns", nargs="+", default=["50%", "4:8", "2:4"])
-    args = arguments.parse_args()
-    axes = {
-        "target": {pattern: target_of(pattern) for pattern in args.patterns},
-        "permute": args.permute,
-        "score": list(args.scores),
-        "reconstruct": args.methods,
-        "refine": [word == "yes" for word in args.refine],
-    }
-    for entry in swept(args, axes).entries:
-        pruning = entry.outcome.pruning
-        if pruning is None:
-            show({"method": "dense"} | perplexities(entry))
-            continue
-        error = pruning.relative_error
-        show(
-            {"method": pruning.method}
-            | perplexities(entry)
-            | {"layer error": round(error, 4) if error is not None else None}
-            | {f"{step} kept": f"{kept} of {tried}" for step, (kept, tried) in pruning.steps.items()}
-            | {"seconds": round(sum(pruning.seconds.values()))}
-        )
+def run(setting: Setting) -> Report:
+    results = setting.sweep(axes=SMALL_AXES if setting.small else AXES, seeds=setting.seeds[:1])
+    report = sweep_report(results, notes=absent(setting, "wikitext2", "c4"))
+    rows = [
+        [entry.row.model, *entry.row.variant.labels, entry.outcome.pruning.relative_error, _kept(entry)]
+        for entry in results.entries
+        if entry.outcome.pruning
+    ]
+    headings = ["model", *results.axes, "layer error", "steps kept"]
+    guarded = Table.plain(headings, rows, words=1 + len(results.axes))
+    return Report([*report.tables, ("", guarded)], notes=report.notes, data=report.data)
+
+
+def _kept(entry: Entry) -> str:
+    steps = entry.outcome.pruning.steps if entry.outcome.pruning else {}
+    return ", ".join(f"{step} {kept} of {tried}" for step, (kept, tried) in steps.items())
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, MODELS, __file__)

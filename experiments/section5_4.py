@@ -18,8 +18,8 @@ STAGES = ("calibrate", "order", "prune")
 
 
 def run(setting: Setting) -> Report:
-    unstructured = setting.sweep(table1.METHODS, base={"sparsity": 0.5}, baseline={"recipe": "magnitude"})
-    ordered = setting.sweep(table4.METHODS, axes={"pattern": ["2:4"]}, baseline={"recipe": "magnitude"})
+    unstructured = setting.sweep(table1.METHODS, base={"sparsity": 0.5})
+    ordered = setting.sweep(table4.METHODS, axes={"pattern": ["2:4"]})
     rows = [(model, f"{recipe} 50 %", found) for (model, recipe), found in stages(unstructured).items()]
     rows += [(model, f"{recipe} 2:4", found) for (model, recipe), found in stages(ordered).items()]
     return Report(

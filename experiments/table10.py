@@ -14,8 +14,8 @@ from typing import Any
 
 import secateur
 from experiments.common import LLAMA2, Report, Setting, absent, main
-from experiments.few_bits import speeds
 from experiments.tables import add_column, sweep_report
+from experiments.timing import machine, speeds
 from secateur.importance import METHODS as STRUCTURED
 
 MODELS = LLAMA2[:1]
@@ -32,13 +32,12 @@ METHODS: dict[str, Any] = {
         f"ria {share:.0%}": {"score": "ria", "sparsity": share},
     }.items()
 }
-TOKENS, ROUNDS = 32, 7
 
 
 def run(setting: Setting) -> Report:
     # Before the table, whose rows are filed by then: the models are deleted when they have been timed.
     rates = {
-        model: setting.measured(model, {"table": 10, "methods": METHODS, "recipe": dict(setting.recipe)}, timed)
+        model: setting.measured(model, {"table": 10, "recipe": setting.options(), "machine": str(machine())}, timed)
         for model, timed in ((model, lambda model=model: _rates(setting, model)) for model in setting.models)
     }
     results = setting.sweep(METHODS)
@@ -60,7 +59,7 @@ def _rates(setting: Setting, model: str) -> dict[str, float]:
             if name.startswith("ria"):
                 runs[name] = Path(home) / str(len(runs))
                 secateur.pack(folder, runs[name])
-        found = dict(zip(runs, speeds(list(runs.values()), TOKENS, ROUNDS), strict=True))
+        found = {name: rate.median for name, rate in zip(runs, speeds(list(runs.values())), strict=True)}
     for folder in made.values():
         shutil.rmtree(folder)
     return found

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from experiments.common import LLAMA2, Report, Setting, main
-from experiments.timing import ROUNDS, benched, machine, spread_text
+from experiments.timing import ROUNDS, benched, machine, no_gpu, spread_text
 from secateur.sweeps.tables import Table
 
 MODELS = LLAMA2[:1]
@@ -37,7 +37,9 @@ def run(setting: Setting) -> Report:
     cells = [[*labels, *(row[part] for part in parts)] for labels, row in rows.items()]
     caption = f"Times as fast as dense bfloat16: medians and quartiles of {ROUNDS} rounds; {machine()}."
     return Report(
-        tables=[(caption, Table.plain(["model", "pattern", "values", "work", *parts], cells, words=4))], data=data
+        tables=[(caption, Table.plain(["model", "pattern", "values", "work", *parts], cells, words=4))],
+        notes=no_gpu(),
+        data=data,
     )
 
 

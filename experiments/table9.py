@@ -6,7 +6,7 @@ All take turns (``secateur bench --shrunk``). Structured pruning removes heads a
 from dataclasses import asdict
 
 from experiments.common import LLAMA2, Report, Setting, main
-from experiments.timing import ROUNDS, benched, machine, spread_text
+from experiments.timing import ROUNDS, benched, machine, no_gpu, spread_text
 from secateur.benchmark.timing import Measurement, Spread
 from secateur.sweeps.tables import Table
 
@@ -22,7 +22,7 @@ def run(setting: Setting) -> Report:
             setting,
             model,
             {"score": "ria", "pattern": "2:4"},
-            {"method": "activation", "sparsity": 0.5},
+            shrinkage={"method": "activation", "sparsity": 0.5},
             batch=BATCHES,
             length=(SMALL_LENGTH if setting.small else LENGTH,),
             tokens=TOKENS,
@@ -42,7 +42,7 @@ def run(setting: Setting) -> Report:
         f"Tokens per second, prompts of {SMALL_LENGTH if setting.small else LENGTH:,} tokens: medians and quartiles of "
         f"{ROUNDS} rounds; {machine()}."
     )
-    return Report(tables=[(caption, Table.plain(headings, cells, words=2))], data=data)
+    return Report(tables=[(caption, Table.plain(headings, cells, words=2))], notes=no_gpu(), data=data)
 
 
 def _rate(row: Measurement, seconds: Spread) -> Spread:

@@ -20,12 +20,19 @@ from secateur.shrinkage import Shrinkage
 
 # Every work is timed in so many rounds; one that has taken so many seconds is left out of the rounds that remain.
 ROUNDS, ENOUGH = 7, 10.0
-PROMPT = 64
+# Generating, one by one after a short prompt.
+PROMPT, TOKENS = 64, 32
 
 
 def machine() -> Machine:
     """What experiments run on here."""
     return this_machine(choose_device("auto"))
+
+
+def no_gpu() -> list[str]:
+    """A note on what a GPU would give; none where there is one."""
+    note = "On a GPU the same command gives 2:4 as it runs there; [speed.md](../speed.md) has what an H100 gave."
+    return [] if machine().gpu else [note]
 
 
 def in_turns(works: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -40,7 +47,13 @@ def in_turns(works: Mapping[str, Callable[[], object]]) -> dict[str, list[float]
 
 
 def benched(
-    setting: Setting, model: str, recipe: Mapping[str, Any], shrinkage: Mapping[str, Any] | None = None, **work: Any
+    setting: Setting,
+    model: str,
+    recipe: Mapping[str, Any],
+    *,
+    pruned: Path | None = None,
+    shrinkage: Mapping[str, Any] | None = None,
+    **work: Any,
 ) -> Benchmark:
     """What :func:`secateur.bench` finds, filed for the machine that it ran on.
 
@@ -48,19 +61,20 @@ def benched(
         setting: the setting.
         model: its label.
         recipe: options by which it is pruned.
+        pruned: where the pruned model is; by default it is made.
         shrinkage: options by which the smaller model beside it is made, if there is to be one.
         work: what is timed, as ``bench`` takes it.
     """
 
     def compute() -> Any:
         with setting.folder(model) as folder:
-            pruned = setting.prune(model, folder, **recipe)
+            there = pruned or setting.prune(model, folder, **recipe)
             smaller = None
             if shrinkage:
                 options = Shrinkage(**setting.options(**shrinkage))
                 make = partial(secateur.shrink, folder, options=options)
                 smaller = setting.made(model, {"shrinkage": asdict(options)}, make)
-            found = secateur.bench(pruned, shrunk=smaller, rounds=ROUNDS, **work)
+            found = secateur.bench(there, shrunk=smaller, rounds=ROUNDS, **work)
         return msgspec.to_builtins(found, str_keys=True)
 
     models = [setting.options(**recipe), shrinkage and setting.options(**shrinkage)]
@@ -68,7 +82,7 @@ def benched(
     return msgspec.convert(setting.measured(model, key, compute), Benchmark, strict=False)
 
 
-def speeds(folders: Sequence[Path | str], tokens: int = 32) -> list[Spread]:
+def speeds(folders: Sequence[Path | str]) -> list[Spread]:
     """Tokens per second that each model generates one by one after a short prompt, in rounds in which they take turns.
 
     One more round, the first, does not count.
@@ -81,10 +95,10 @@ def speeds(folders: Sequence[Path | str], tokens: int = 32) -> list[Spread]:
     with torch.inference_mode():
         for _ in range(ROUNDS + 1):
             for model, rates in zip(loaded, found, strict=True):
-                run = Continuation(model, words, tokens + 1)
+                run = Continuation(model, words, TOKENS + 1)
                 run.prefill()
                 run.prepare()
-                rates.append(tokens / seconds(partial(run.steps, tokens)))
+                rates.append(TOKENS / seconds(partial(run.steps, TOKENS)))
     return [Spread.of(rates[1:]) for rates in found]
 
 
