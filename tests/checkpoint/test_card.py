@@ -131,7 +131,8 @@ def test_it_is_its_readers_to_change(root, tmp_path, change):
 def test_a_link_in_its_place_is_not_replaced(root, tmp_path):
     out = shutil.copytree(root / "pruned", tmp_path / "pruned")
     (out / "README.md").unlink()
-    (out / "README.md").symlink_to(tmp_path)
+    (tmp_path / "mine.md").write_text("x")
+    (out / "README.md").symlink_to(tmp_path / "mine.md")
     with pytest.raises(InputError, match=r"holds README\.md"):
         secateur.prune(root / "tiny-llama", out, PLAIN, force=True)
 
