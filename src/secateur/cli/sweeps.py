@@ -42,15 +42,12 @@ def sweep(
         Keep the pruned models, in OUT/models; by default each is deleted once it is measured.
     """
     from secateur.console.sweeps import results_table, sweep_notes
-    from secateur.console.terminal import out as terminal
+    from secateur.console.terminal import show
 
     results = secateur.sweep(grid, out, jobs=jobs, ray=ray, keep_models=keep_models, progress=progress_for(quiet))
     if json:
         print_json(results.to_dict())
     else:
-        terminal.print(results_table(results))
-        for note in sweep_notes(results):
-            terminal.print(note, markup=False, highlight=False)
-        terminal.print(f"written to {out}/results.json, .csv, .md, .tex", markup=False, highlight=False, soft_wrap=True)
+        show(results_table(results), *sweep_notes(results), f"written to {out}/results.json, .csv, .md, .tex")
     if results.failed:
         sys.exit(FAILED_CHECK)

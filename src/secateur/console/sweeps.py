@@ -1,24 +1,17 @@
 """A sweep in the terminal."""
 
-from rich.markup import escape
-from rich.table import Table
-
+from secateur.console.tables import Grid
 from secateur.sweeps.results import Results
 from secateur.sweeps.tables import table
 
 
-def results_table(results: Results) -> Table:
-    """A row for each model and variant; what belongs to one text stands in one cell."""
+def results_table(results: Results) -> Grid:
+    """A row for each model and variant."""
     found = table(results)
-    shown = Table(show_lines=any(len(parts) > 1 for parts in found.columns))
-    for place, parts in enumerate(found.columns):
-        words = place < found.words
-        shown.add_column(
-            escape("\n".join(parts)), justify="left" if words else "right", no_wrap=len(parts) > 1, overflow="fold"
-        )
+    grid = Grid("", found.columns, words=found.words)
     for row in found.rows:
-        shown.add_row(*(escape("\n".join(filter(None, parts))) for parts in row))
-    return shown
+        grid.add(*row)
+    return grid
 
 
 def sweep_notes(results: Results) -> list[str]:
