@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from secateur.console.tables import Grid
+from secateur.console.tables import Cell, Grid
 from secateur.evaluation.comparison import Comparison, compare
 from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.perplexity import Perplexity
@@ -18,7 +18,7 @@ def evaluation_table(results: Sequence[Evaluation]) -> Grid:
     """
     first = results[0]
     tasks = first_metrics(first.tasks)
-    columns = [
+    columns: list[Cell] = [
         "model",
         *((f"perplexity on {text.data}", "95 % interval", "rise", "of it prevented") for text in first.texts),
         *(f"{task.task} {task.metric}, %" for task in tasks),

@@ -208,7 +208,7 @@ def folder_notes(folder: Path, costs: Mapping[str, float], following: Sequence[S
         f"written to {folder}: {show_size(int(costs['bytes_on_disk']))} on disk",
         *(f"next: secateur {shlex.join(map(str, words))}" for words in following),
     ]
-    return [Text(line, no_wrap=True, overflow="ignore") for line in lines]  # to be copied whole
+    return [Text(line, no_wrap=True) for line in lines]  # to be copied whole
 
 
 def packing_text(packing: Packing) -> Text:

@@ -96,8 +96,12 @@ class Grid:
             )
             for place in places:  # words are broken where they find no room, numbers never
                 whole = place >= self.words and widths[place] <= width // 2
-                justify = "left" if place < self.words else "right"
-                table.add_column(Text(names[place]), justify=justify, no_wrap=whole, overflow="fold")
+                table.add_column(
+                    Text(names[place]),
+                    justify="left" if place < self.words else "right",
+                    no_wrap=whole,
+                    overflow="fold",
+                )
             group = ""
             for row, line in zip(self.rows, cells, strict=True):
                 if row.group not in ("", group):

@@ -50,7 +50,10 @@ for _console in (out, err):
 
 
 def show(*what: Grid | Text | str, console: Console = out) -> None:
-    """Print tables and texts: framed and broken between words in a terminal, elsewhere as plain lines of any length."""
+    """Print tables and texts: framed and broken between words in a terminal, elsewhere as plain lines of any length.
+
+    A ``Text`` that says ``no_wrap`` is not broken in a terminal either.
+    """
     for number, each in enumerate(what):
         if number and Grid in map(type, what[number - 1 : number + 1]):
             console.print()
@@ -61,7 +64,8 @@ def show(*what: Grid | Text | str, console: Console = out) -> None:
             for table in each.framed(console.width):
                 console.print(table)
         else:
-            console.print(each, markup=False, highlight=False, crop=False)
+            whole = isinstance(each, Text) and bool(each.no_wrap)
+            console.print(each, markup=False, highlight=False, soft_wrap=whole)
 
 
 def show_time(seconds: float) -> str:
@@ -110,6 +114,7 @@ class BarProgress(Progress):
             _Words("{task.fields[where]}", "dim"),
             console=err,
             transient=True,
+            redirect_stdout=False,
         )
         self._bar: TaskID | None = None
 
