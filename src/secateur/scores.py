@@ -145,5 +145,5 @@ def check_finite(weight: Tensor, stats: InputStats | None, where: str) -> None:
         bad = len(stats.square_sum) - stats.square_sum.isfinite().sum().item()
         raise InputError(
             f"{where}: {bad} of its {len(stats.square_sum)} input channels were NaN or infinite during calibration; "
-            "compute in float32 (--dtype float32), or look for the layer before it that overflows"
+            "look for the layer before it that overflows, or compute in float32 (--dtype) if that was another precision"
         )

@@ -139,7 +139,7 @@ def test_a_narrow_bar_keeps_speed_and_time_left(monkeypatch):
         now = progress._bars.get_time()
         for seconds, done in ((now - 2, 0), (now - 1, 123_456), (now, 123_456)):
             monkeypatch.setattr(progress._bars, "get_time", lambda seconds=seconds: seconds)
-            task.get_time = progress._bars.get_time
+            monkeypatch.setattr(task, "get_time", progress._bars.get_time)
             progress.advance(done)
         file.truncate(0)
         progress._bars.refresh()
