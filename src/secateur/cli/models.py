@@ -9,13 +9,15 @@ from cyclopts import Parameter
 
 import secateur
 from secateur.cli.common import Force, Json, Quiet, app, print_json, progress_for
+from secateur.progress import speaks
 from secateur.recipe import QuantizationRecipe, Recipe
 from secateur.shrinkage import Shrinkage
 
 
 def _costs(out: Path, began: float) -> dict[str, float]:
     """The seconds since ``began``, and the bytes of the files in ``out``, for people and for ``--json``."""
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    files = out.rglob("*") if speaks() else ()  # another process may still be putting them in place
+    size = sum(path.stat().st_size for path in files if path.is_file())
     return {"elapsed_seconds": round(time.perf_counter() - began, 3), "bytes_on_disk": size}
 
 

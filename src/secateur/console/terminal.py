@@ -76,6 +76,10 @@ def show_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
+def _rate(speed: float, unit: str) -> str:
+    return f"{speed:,.{0 if speed >= 10 else 2}f} {unit}/s"
+
+
 def progress() -> Progress:
     """Bars in a terminal; elsewhere, a line now and then."""
     return BarProgress() if err.is_terminal else LineProgress()
@@ -97,7 +101,7 @@ class _Rate(ProgressColumn):
 
     def render(self, bar: Bar) -> Text:
         speed = bar.finished_speed or bar.speed
-        return Text(f"{speed:,.0f} {bar.fields['unit']}/s" if speed else "", style="progress.data.speed")
+        return Text(_rate(speed, bar.fields["unit"]) if speed else "", style="progress.data.speed")
 
 
 class BarProgress(Progress):
@@ -168,5 +172,5 @@ class LineProgress(Progress):
         if self._done:
             speed = self._done / (now - self._began)
             left = show_time(max(0, self._total - self._done) / speed)
-            parts += [f"{speed:,.{0 if speed >= 10 else 2}f} {self._unit}/s", f"{left} left"]
+            parts += [_rate(speed, self._unit), f"{left} left"]
         show(", ".join(parts) + (f" ({self._where})" if self._where else ""), console=err)
