@@ -151,7 +151,6 @@ def cpu(log: Log, scale: Scale) -> None:
 
 
 def model(log: Log, scale: Scale) -> None:
-    terminal.out.width = 120
     (width, _), (wide, _), *_ = scale.shapes
     config = LlamaConfig(
         hidden_size=width,
@@ -193,12 +192,10 @@ def measure_model(log: Log, folder: Path, options: dict[str, Any]) -> None:
     log(form=options.get("form", "auto"), **{**document, "choices": [str(choice) for choice in result.choices]})
     share = result.packed_bytes / result.dense_bytes
     print(f"form: {options.get('form', 'as chosen')}; the linears take {share:.3f} of the dense bytes")
-    terminal.out.print(speed.model_table(result))
+    terminal.show(speed.model_table(result))
     if result.structured:
-        for table in (speed.structured_table(result), speed.modules_table(result), speed.choices_table(result.choices)):
-            terminal.out.print(table)
-        for note in speed.benchmark_notes(result):
-            print(note)
+        tables = speed.structured_table(result), speed.modules_table(result), speed.choices_table(result.choices)
+        terminal.show(*tables, *speed.benchmark_notes(result))
     sys.stdout.flush()
 
 

@@ -42,6 +42,12 @@ def families_table(request):
 
 
 @pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """No test sees, or changes, what this user's cache holds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def no_fast_bfloat16(monkeypatch):
     """Compute alike on every processor, but where a test wants its processor's own way."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)

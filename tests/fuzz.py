@@ -269,6 +269,7 @@ def main(words: list[str] | None = None) -> int:
     only = tuple(options.only)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
+        os.environ["XDG_CACHE_HOME"] = str(root / "cache")
         specimens.make(root)
         if options.case is not None:
             print(*Case(options.seed, options.case, only).run(root), sep="\n")

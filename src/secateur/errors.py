@@ -1,7 +1,10 @@
 """What users are meant to see: the one exception, notices, and what others' exceptions come to in a few words."""
 
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires
 
 MOST_CHARACTERS = 300
 
@@ -20,6 +23,17 @@ class RankError(RuntimeError):
 
 class Notice(UserWarning):
     """Something that a user should know and that stops nothing. The command line prints it as one line."""
+
+
+def install(extra: str) -> str:
+    """The command that installs what an extra of Secateur stands for: the same from an index, a wheel or a clone."""
+    try:
+        lines = requires("secateur") or []
+    except PackageNotFoundError:  # run out of its source
+        lines = []
+    found = [line.partition(";") for line in lines]
+    names = [name.strip() for name, _, marker in found if re.search(rf"extra == ['\"]{extra}['\"]", marker)]
+    return f"pip install {shlex.join(names)}" if names else f"install the extra {extra} of Secateur"
 
 
 def reason(error: BaseException) -> str:

@@ -6,6 +6,7 @@ one :class:`InputError`.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +56,11 @@ def _hub_cache() -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE).resolve()
+
+
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made again: ``$XDG_CACHE_HOME/secateur`` or ``~/.cache/secateur``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur"
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:

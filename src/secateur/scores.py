@@ -50,7 +50,7 @@ def relative_to_output(weight: Tensor) -> Tensor:
 
 
 def relative_importance(weight: Tensor) -> Tensor:
-    """RI: |W_ij| over its input channel plus |W_ij| over its output channel (RIA, eq. 3)."""
+    """RI: |W_ij| over its input channel plus |W_ij| over its output channel (RIA, eq. 2)."""
     size = magnitude(weight)
     by_row = size.sum(1, keepdim=True)
     by_input = _share(size, size.sum(0, keepdim=True))
@@ -58,7 +58,7 @@ def relative_importance(weight: Tensor) -> Tensor:
 
 
 def ria(weight: Tensor, stats: InputStats, alpha: float = 0.5) -> Tensor:
-    """RI_ij · ‖X_j‖^alpha (RIA, eq. 4)."""
+    """RI_ij · ‖X_j‖^alpha (RIA, eq. 3)."""
     return relative_importance(weight).mul_(stats.norm**alpha)
 
 
@@ -145,5 +145,5 @@ def check_finite(weight: Tensor, stats: InputStats | None, where: str) -> None:
         bad = len(stats.square_sum) - stats.square_sum.isfinite().sum().item()
         raise InputError(
             f"{where}: {bad} of its {len(stats.square_sum)} input channels were NaN or infinite during calibration; "
-            "compute in float32 (--dtype float32), or look for the layer before it that overflows"
+            "look for the layer before it that overflows, or compute in float32 (--dtype) if that was another precision"
         )

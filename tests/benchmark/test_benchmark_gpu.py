@@ -18,7 +18,7 @@ from secateur.benchmark.pairs import VARIANTS, install, pairs_of
 from secateur.benchmark.timing import stopwatch
 from secateur.checkpoint import Source
 from secateur.cli import main
-from secateur.console import speed, terminal
+from secateur.console import speed
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
 from secateur.recipe import Recipe
@@ -149,7 +149,6 @@ def run(*words):
 
 
 def test_bench_on_a_gpu_prints_tables_or_one_json_document(folders, cusparselt_stand_in, waits, capsys, monkeypatch):
-    monkeypatch.setattr(terminal.out, "width", 160)
     line = ["bench", folders / "plain", "--length", 20, "--tokens", 2, "--rounds", 2, "--quiet", "--batch", 1, 16]
     assert run(*line, "--json") == 0
     # Three roles of linears in 2 + 2 workloads, and two times of each of 2 batches: three rounds of two variants, two

@@ -21,7 +21,8 @@ def test_one_process_speaks_for_all(tmp_path):
     dense = pico.save("llama-mha", tmp_path / "dense")
     done = torchrun("prune", dense, "--out", tmp_path / "out", "--score", "magnitude", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "secateur.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "secateur.json").read_text())
+    assert manifest.items() <= json.loads(done.stdout).items()
     assert json.loads(done.stdout)["processes"] == 2
     again = torchrun("prune", dense, "--out", tmp_path / "out", "--score", "magnitude")
     assert again.returncode != 0 and again.stdout == ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from secateur.benchmark.measuring import Benchmark
 from secateur.benchmark.timing import END_TO_END, OVERALL, Measurement
-from secateur.errors import InputError
+from secateur.errors import InputError, install
 from secateur.runtime.choosing import DENSE
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def check_plot(file: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise InputError(f"plots need matplotlib ({error}): pip install 'secateur[plot]'") from None
+        raise InputError(f"plots need matplotlib ({error}): {install('plot')}") from None
 
 
 def draw(benchmark: Benchmark, file: Path) -> None:

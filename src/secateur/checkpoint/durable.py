@@ -62,11 +62,16 @@ def exchange(first: Path, second: Path) -> bool:
     raise OSError(code, os.strerror(code), str(first), None, str(second))
 
 
-def lock(path: Path) -> BinaryIO | None:
+def lock(path: Path, *, shared: bool = False, wait: bool = False) -> BinaryIO | None:
     """Hold the lock file ``path``, made if need be with its folder, until the result is closed; None if another does.
 
     The system lets go of it when the process ends, however it ends.
+
+    Args:
+        shared: others may hold it as well, if they share it too.
+        wait: until no other does.
     """
+    how = 0 if fcntl is None else (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -75,7 +80,7 @@ def lock(path: Path) -> BinaryIO | None:
             continue
         try:
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, how)
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
             file.close()

@@ -1,5 +1,6 @@
 """Turn what a user calls a model into a folder of safetensors."""
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from secateur.checkpoint.checks import check, check_size, is_passed_over
 from secateur.checkpoint.config import build_config, check_depth, described_model, read_written
+from secateur.checkpoint.converted import converted
 from secateur.checkpoint.durable import scratch_folder
 from secateur.checkpoint.gguf import read_contents
 from secateur.checkpoint.layout import ADAPTERS, CARD, COMPANIONS, INDEX, TERMS, WEIGHTS
 from secateur.checkpoint.source import Source
-from secateur.errors import InputError, naming, reason
+from secateur.errors import InputError, install, naming, reason
 from secateur.models.gather import ORDER
 
 # For a model of which there is nothing but its config.
@@ -31,7 +33,8 @@ def local_folder(model: str, scratch: Path | None = None) -> Iterator[Path]:
 
     Args:
         model: a hub name, a folder, or a ``.gguf`` file.
-        scratch: where a GGUF file or a checkpoint of an old layout is unpacked for the time being.
+        scratch: where a checkpoint of an old layout is unpacked for the time being, and a GGUF file that the cache has
+            no room for.
     Raises:
         InputError: when there is nothing there, or nothing that can be read safely; see
             :func:`~secateur.checkpoint.checks.check`.
@@ -39,20 +42,32 @@ def local_folder(model: str, scratch: Path | None = None) -> Iterator[Path]:
     path = Path(model)
     if path.suffix == ".gguf":
         _check_gguf(path)
-        folder, gguf_file = path.parent, path.name
-    else:
-        folder, gguf_file = path if path.exists() else _download(model), None
-        if check(Source(folder)):
+        size = 4 * read_contents(path).weights
+
+        def make(to: Path) -> None:
+            _convert_checked(model, path.parent, to, path.name)
+
+        with converted(path, size, make, scratch) as folder:
+            check(Source(folder))  # in the cache it may have come to harm
             yield folder
-            return
-    with scratch_folder(scratch) as converted:
-        convert(folder, converted, gguf_file)
-        if not check(Source(converted)):
-            raise InputError(
-                f"{model} cannot be read in parts: transformers keeps the weights of such a model "
-                f"({Source(converted).config.model_type}) in files under other names than in memory"
-            )
-        yield converted
+        return
+    folder = path if path.exists() else _download(model)
+    if check(Source(folder)):
+        yield folder
+        return
+    with scratch_folder(scratch) as plain:
+        _convert_checked(model, folder, plain)
+        yield plain
+
+
+def _convert_checked(model: str, folder: Path, to: Path, gguf_file: str | None = None) -> None:
+    """As :func:`convert` does; raises InputError if the result is of no use, under the name of ``model``."""
+    convert(folder, to, gguf_file)
+    if not check(Source(to)):
+        raise InputError(
+            f"{model} cannot be read in parts: transformers keeps the weights of such a model "
+            f"({Source(to).config.model_type}) in files under other names than in memory"
+        )
 
 
 def outline(model: str) -> PreTrainedModel:
@@ -102,6 +117,8 @@ def _check_gguf(path: Path) -> PreTrainedModel:
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     contents = read_contents(path)
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"{path} cannot be read without the package gguf: {install('gguf')}")
     with naming(path):
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     check_depth(config.to_dict(), contents.tensors, path)
@@ -141,6 +158,9 @@ def convert(folder: Path, to: Path, gguf_file: str | None = None) -> None:
         del model.config.quantization_config
     model.save_pretrained(to)
     tokenizer.save_pretrained(to)
+    mode = (to / "config.json").stat().st_mode
+    for path in to.glob("*.safetensors"):
+        path.chmod(mode)  # safetensors lets nobody else read what it writes
 
 
 def load_whole(folder: Path, **options: Any) -> PreTrainedModel:

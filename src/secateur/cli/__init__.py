@@ -80,7 +80,7 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
 
     if issubclass(category, Notice):
         err.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
-    elif speaks():
+    elif speaks() and sys.warnoptions:  # what other libraries warn of is for who asks Python for warnings (-W)
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
@@ -103,7 +103,8 @@ def _run(tokens: Sequence[str] | None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # what the terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     logging.disable(logging.WARNING)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers obeys it too, without being loaded yet
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # bars of transformers, datasets, lm-eval and others
+        os.environ.setdefault(name, "1")
     # Let torch ask for huge pages: a tensor of a block is new memory each time, and mapping that in pages of 4 KB took
     # as long as what was computed in it (RIA at LLaMA-7B's width: 101 s before, 55 s now).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

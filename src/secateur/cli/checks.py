@@ -71,7 +71,7 @@ def evaluate(
         Write the results into the model cards (README.md) of those of the models that Secateur wrote.
     """
     from secateur.console.evaluation import evaluation_table
-    from secateur.console.terminal import out
+    from secateur.console.terminal import show
     from secateur.evaluation.comparison import document
 
     results = secateur.evaluate(
@@ -93,26 +93,28 @@ def evaluate(
     if json:
         print_json(document(results))
     else:
-        out.print(evaluation_table(results))
+        show(evaluation_table(results))
 
 
 @app.command
-def inspect(model: str, /, *, json: Json = False) -> None:
-    """List the linears of MODEL: shape, sparsity, the N:M pattern that they obey, the spaces they join.
+def inspect(model: str, /, *, layers: Annotated[bool, Parameter(negative=())] = False, json: Json = False) -> None:
+    """List the linears of MODEL by kind: how many there are, shape, sparsity, the N:M pattern that they obey.
 
     Parameters
     ----------
     model
         A hub name, a folder, or a .gguf file.
+    layers
+        List every layer instead, with the spaces that it joins.
     """
-    from secateur.console.models import layers_table
-    from secateur.console.terminal import out
+    from secateur.console.models import kinds_table, layers_table
+    from secateur.console.terminal import show
 
     found = secateur.inspect(model)
     if json:
         print_json(dataclasses.asdict(found))
     else:
-        out.print(layers_table(found))
+        show(layers_table(found) if layers else kinds_table(found))
 
 
 @app.command
@@ -128,12 +130,12 @@ def verify(model: str, /, *, dense: str | None = None, json: Json = False) -> No
         logits of a pruned model; and of a quantized one that what is zero there is zero here.
     """
     from secateur.console.models import verdict_text
-    from secateur.console.terminal import out
+    from secateur.console.terminal import show
 
     verdict = secateur.verify(model, dense)
     if json:
         print_json(dataclasses.asdict(verdict) | {"passed": verdict.passed})
     else:
-        out.print(verdict_text(verdict))
+        show(verdict_text(verdict))
     if not verdict.passed:
         sys.exit(FAILED_CHECK)

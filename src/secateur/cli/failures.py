@@ -18,7 +18,8 @@ _LESS_MEMORY = (
 )
 _SINGULAR = (
     "a matrix of input statistics cannot be factorized: its calibration inputs are too large, too few or too much "
-    "alike. Take more text (--samples), compute in float32 (--dtype float32), or go without --reconstruct"
+    "alike. Take more text (--samples), go without --reconstruct, or compute in float32 (--dtype float32) if that was "
+    "another precision"
 )
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|(can't|cannot) allocate", re.IGNORECASE)
 _ADVICE = {

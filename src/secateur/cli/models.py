@@ -1,20 +1,30 @@
 """Commands that make models: prune, shrink, quantize, pack, unpack, demo."""
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 import secateur
-from secateur.cli.common import Force, Json, Quiet, app, print_json, print_tables, progress_for
+from secateur.cli.common import Force, Json, Quiet, app, print_json, progress_for
+from secateur.progress import speaks
 from secateur.recipe import QuantizationRecipe, Recipe
 from secateur.shrinkage import Shrinkage
+
+
+def _costs(out: Path, began: float) -> dict[str, float]:
+    """The seconds since ``began``, and the bytes of the files in ``out``, for people and for ``--json``."""
+    files = out.rglob("*") if speaks() else ()  # another process may still be putting them in place
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    return {"elapsed_seconds": round(time.perf_counter() - began, 3), "bytes_on_disk": size}
 
 
 @app.command
 def prune(
     model: str,
+    /,
     *,
     out: Path,
     options: Annotated[Recipe, Parameter(name="*")] = Recipe(),  # noqa: B008 (frozen)
@@ -37,13 +47,17 @@ def prune(
     resume
         Go on after the last block that this command had finished when it was stopped, if it was.
     """
-    from secateur.console.models import pruning_notes, pruning_table
+    from secateur.console.models import folder_notes, pruning_notes, pruning_table
+    from secateur.console.terminal import show
 
+    began = time.perf_counter()
     manifest = secateur.prune(model, out, options, force=force, resume=resume, progress=progress_for(quiet))
+    costs = _costs(out, began)
     if json:
-        print_json(manifest)
+        print_json(manifest | costs)
     else:
-        print_tables([pruning_table(manifest)], [*pruning_notes(manifest), f"written to {out}"])
+        following = [["eval", model, out], ["pack", out, "--out", f"{out}-packed"]]
+        show(pruning_table(manifest), *pruning_notes(manifest), *folder_notes(out, costs, following))
 
 
 @app.command
@@ -66,13 +80,16 @@ def shrink(
     out
         The folder to write.
     """
-    from secateur.console.models import shrinking_text
+    from secateur.console.models import folder_notes, shrinking_text
+    from secateur.console.terminal import show
 
+    began = time.perf_counter()
     manifest = secateur.shrink(model, out, options, force=force, progress=progress_for(quiet))
+    costs = _costs(out, began)
     if json:
-        print_json(manifest)
+        print_json(manifest | costs)
     else:
-        print_tables([shrinking_text(manifest)], [f"written to {out}"])
+        show(shrinking_text(manifest), *folder_notes(out, costs, [["eval", model, out]]))
 
 
 @app.command
@@ -100,13 +117,17 @@ def quantize(
     resume
         Go on after the last block that this command had finished when it was stopped, if it was.
     """
-    from secateur.console.models import quantization_notes, quantization_table
+    from secateur.console.models import folder_notes, quantization_notes, quantization_table
+    from secateur.console.terminal import show
 
+    began = time.perf_counter()
     manifest = secateur.quantize(model, out, options, force=force, resume=resume, progress=progress_for(quiet))
+    costs = _costs(out, began)
     if json:
-        print_json(manifest)
+        print_json(manifest | costs)
     else:
-        print_tables([quantization_table(manifest)], [*quantization_notes(manifest), f"written to {out}"])
+        following = [["eval", model, out], ["pack", out, "--out", f"{out}-packed"]]
+        show(quantization_table(manifest), *quantization_notes(manifest), *folder_notes(out, costs, following))
 
 
 @app.command
@@ -134,15 +155,16 @@ def pack(
     int4
         Round the weights to 4 bits, with a scale and a code of zero for each row and 128 columns.
     """
-    from secateur.console.models import packing_text
-    from secateur.console.terminal import out as terminal
+    from secateur.console.models import folder_notes, packing_text
+    from secateur.console.terminal import show
 
+    began = time.perf_counter()
     packing = secateur.pack(model, out, int8=int8, int4=int4, force=force, progress=progress_for(quiet))
+    costs = _costs(out, began)
     if json:
-        print_json(dataclasses.asdict(packing))
+        print_json(dataclasses.asdict(packing) | costs)
     else:
-        terminal.print(packing_text(packing))
-        terminal.print(f"written to {out}", highlight=False)
+        show(packing_text(packing), *folder_notes(out, costs, [["generate", out, "The capital of France is"]]))
 
 
 @app.command
@@ -156,10 +178,12 @@ def unpack(model: str, /, *, out: Path, force: Force = False, quiet: Quiet = Fal
     out
         The folder to write.
     """
-    from secateur.console.terminal import out as terminal
+    from secateur.console.models import folder_notes
+    from secateur.console.terminal import show
 
+    began = time.perf_counter()
     secateur.unpack(model, out, force=force, progress=progress_for(quiet))
-    terminal.print(f"written to {out}", highlight=False)
+    show(*folder_notes(out, _costs(out, began), [["verify", out]]))
 
 
 @app.command(name="demo")
@@ -173,7 +197,7 @@ def run_demo(*, out: Path | None = None, json: Json = False, quiet: Quiet = Fals
     """
     from secateur import demo
     from secateur.console.evaluation import evaluation_table
-    from secateur.console.terminal import out as terminal
+    from secateur.console.terminal import show
 
     results = demo.run(out, progress_for(quiet))
     if json:
@@ -181,4 +205,4 @@ def run_demo(*, out: Path | None = None, json: Json = False, quiet: Quiet = Fals
     else:
         dense, *pruned = results
         for start in range(0, len(pruned), demo.PER_SPARSITY):  # each sparsity has its own baseline
-            terminal.print(evaluation_table([dense, *pruned[start : start + demo.PER_SPARSITY]]))
+            show(evaluation_table([dense, *pruned[start : start + demo.PER_SPARSITY]]))

@@ -6,13 +6,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 import secateur
-from secateur.cli.common import Json, app, print_json, print_tables
+from secateur.cli.common import Json, app, print_json
 from secateur.recipe import Recipe
 
 
 @app.command
 def plan(
     model: str,
+    /,
     *,
     options: Annotated[Recipe, Parameter(name="*")] = Recipe(),  # noqa: B008 (frozen)
     recipe: str | None = None,
@@ -34,9 +35,10 @@ def plan(
         So many processes like this one share the calibration samples, each with a device of its own.
     """
     from secateur.console import planning
+    from secateur.console.terminal import show
 
     result = secateur.plan(model, options, ranks=ranks)
     if json:
         print_json(dataclasses.asdict(result))
     else:
-        print_tables(planning.plan_tables(result), planning.plan_notes(result))
+        show(*planning.plan_tables(result), *planning.plan_notes(result))

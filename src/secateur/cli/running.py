@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 import secateur
-from secateur.cli.common import Json, Quiet, app, print_json, print_tables, progress_for
+from secateur.cli.common import Json, Quiet, app, print_json, progress_for
 from secateur.errors import InputError
 
 
@@ -44,8 +44,8 @@ def generate(
         How much of the device's memory may be used, such as 8GB; by default what is free. A model that needs more is
         read from disk once for each token.
     """
-    from secateur.console.speed import choices_table, speed_text
-    from secateur.console.terminal import err, out
+    from secateur.console.speed import choices_notes, choices_table, speed_text
+    from secateur.console.terminal import err, out, show
 
     result = secateur.generate(model, prompt, tokens=tokens, dtype=dtype, device=device, form=form, memory=memory)
     if json:
@@ -53,8 +53,8 @@ def generate(
     else:
         out.print(prompt + result.text, markup=False, highlight=False, soft_wrap=True)
         if result.choices:
-            err.print(choices_table(result.choices))
-        err.print(speed_text(result))
+            show(choices_table(result.choices), *choices_notes(result.choices), console=err)
+        show(speed_text(result), console=err)
 
 
 @app.command
@@ -113,6 +113,7 @@ def bench(
     """
     from secateur.benchmark.plot import check_plot, draw
     from secateur.console import speed
+    from secateur.console.terminal import show
 
     options = {
         "batch": batch,
@@ -140,6 +141,6 @@ def bench(
     if json:
         print_json(dataclasses.asdict(result) | {"slower": [dataclasses.asdict(x) for x in result.slower]})
     else:
-        print_tables(tables, speed.benchmark_notes(result))
+        show(*tables, *speed.benchmark_notes(result))
     if plot and result.linears:
         draw(result, plot)

@@ -41,17 +41,15 @@ def sweep(
     keep_models
         Keep the models of rows, in OUT/models; by default each is deleted when no row needs it any more.
     """
-    from secateur.console.sweeps import stacked, sweep_notes
-    from secateur.console.terminal import out as terminal
+    from secateur.console.sweeps import sweep_notes, table_grid
+    from secateur.console.terminal import show
     from secateur.sweeps.tables import table
 
     results = secateur.sweep(grid, out, jobs=jobs, ray=ray, keep_models=keep_models, progress=progress_for(quiet))
     if json:
         print_json(results.to_dict())
     else:
-        terminal.print(stacked(table(results)))
-        for note in sweep_notes(results):
-            terminal.print(note, markup=False, highlight=False)
-        terminal.print(f"written to {out}/results.json, .csv, .md, .tex", markup=False, highlight=False, soft_wrap=True)
+        grid = table_grid(table(results))
+        show(grid, *sweep_notes(results), f"written to {out}/results.json, .csv, .md, .tex")
     if results.failed:
         sys.exit(FAILED_CHECK)

@@ -1,18 +1,22 @@
 """A model after pruning, quantization, packing and verification, and what its linears are."""
 
 import re
-from collections.abc import Callable, Mapping
+import shlex
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from secateur.inspection import Inspection
+from secateur.console.tables import Grid
+from secateur.console.terminal import show_time
+from secateur.inspection import Inspection, LayerView
 from secateur.packing import Packing
 from secateur.pruning.linear import FEWEST_TOKENS
+from secateur.sizes import show_size
 from secateur.verification.verdict import Verdict
 
 # A share of the weights below this, such as a convolution of a hybrid model, is not worth a note.
@@ -21,7 +25,7 @@ WORTH_SAYING = 0.005
 _FOLDS = ("unordered", "exact", "gather", "none")
 
 
-def pruning_table(manifest: dict[str, Any]) -> Table:
+def pruning_table(manifest: dict[str, Any]) -> Grid:
     """The layers of a ``secateur.json``, one row per linear of a block, averaged over blocks.
 
     With ``compare_folds`` the score that every way to fold retains is given as a share of what unstructured sparsity
@@ -40,22 +44,32 @@ def pruning_table(manifest: dict[str, Any]) -> Table:
 
 def _averages(
     title: str, layers: list[dict[str, Any]], columns: Mapping[str, Callable[[dict[str, Any]], float]]
-) -> Table:
+) -> Grid:
     """One row per linear of a block, and one of all, with the means of some ``columns`` over the blocks."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for layer in layers:
-        in_block = re.split(r"\.\d+\.", layer["name"])[-1]  # what follows the number of the block
-        rows.setdefault(in_block, []).append(layer)
-    table = Table(title=title)
-    table.add_column("layers")
-    for column in ("number", "shape", *columns):
-        table.add_column(column, justify="right")
+        rows.setdefault(_in_block(layer["name"]), []).append(layer)
+    table = Grid(title, ["layers", "number", "shape", *columns])
     for label, some in [*rows.items(), ("all", layers)]:
-        shape = "×".join(map(str, some[0]["shape"])) if label != "all" else ""
+        shape = _span([layer["shape"] for layer in some]) if label != "all" else ""
         found = [[value(layer) for layer in some if value(layer) is not None] for value in columns.values()]
         means = [f"{fmean(values):.3f}" if values else "" for values in found]
-        table.add_row(label, str(len(some)), shape, *means, end_section=label == list(rows)[-1])
+        table.add(label, str(len(some)), shape, *means, ends=label == list(rows)[-1])
     return table
+
+
+def _in_block(name: str) -> str:
+    """What the linears of a kind have in common: the part of their names behind the number of the block, or expert."""
+    return re.split(r"\.\d+\.", name)[-1]
+
+
+def _span(shapes: Sequence[Sequence[int]]) -> str:
+    """``576×1536``, or from where to where each size goes, as in ``576×1024–1536``."""
+    return "×".join(_range(str(min(sizes)), str(max(sizes))) for sizes in zip(*shapes, strict=True))
+
+
+def _range(low: str, high: str) -> str:
+    return low if low == high else f"{low}–{high}"
 
 
 def pruning_notes(manifest: dict[str, Any]) -> list[str]:
@@ -94,7 +108,7 @@ def pruning_notes(manifest: dict[str, Any]) -> list[str]:
     return notes
 
 
-def quantization_table(manifest: dict[str, Any]) -> Table:
+def quantization_table(manifest: dict[str, Any]) -> Grid:
     """The quantized layers of a ``secateur.json``, one row per linear of a block, averaged over blocks."""
     said = manifest["quantization"]
     columns: dict[str, Callable[[dict[str, Any]], float]] = {
@@ -147,19 +161,54 @@ def verdict_text(verdict: Verdict) -> Text:
     return Text(f"{verdict.model}: {'; '.join(lines)}{unchecked}")
 
 
-def layers_table(found: Inspection) -> Table:
-    """Every linear of a checkpoint."""
-    table = Table(title=escape(f"{found.model}: {len(found.layers)} linears, family {found.family}"))
-    numbers = ("shape", "bits", "sparsity", "N:M")
-    quantized = any(layer.bits for layer in found.layers)
-    for column in ("layer", "shape", "dtype", *(["bits"] * quantized), "sparsity", "N:M", "reads", "writes"):
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+def kinds_table(found: Inspection) -> Grid:
+    """The linears of a checkpoint by kind: how many, of which shapes, how sparse, and which N:M they obey."""
+    kinds: dict[tuple[str, str, int | None], list[LayerView]] = {}
     for layer in found.layers:
-        shape = "×".join(map(str, layer.shape))
-        spaces = (layer.reads or "", layer.writes or "")
-        bits = [str(layer.bits or "")] * quantized
-        table.add_row(layer.name, shape, layer.dtype, *bits, f"{layer.sparsity:.1%}", layer.pattern or "", *spaces)
+        kinds.setdefault((_in_block(layer.name), layer.dtype, layer.bits), []).append(layer)
+    table = Grid(_inspected(found), ["linears", "number", "shape", "dtype", "bits", "sparsity", "N:M"])
+    for (kind, dtype, bits), layers in kinds.items():
+        shape = _span([layer.shape for layer in layers])
+        table.add(kind, str(len(layers)), shape, dtype, str(bits or ""), _sparsities(layers), _patterns(layers))
     return table
+
+
+def _sparsities(layers: Sequence[LayerView]) -> str:
+    """``50.0%``, or from where to where it goes."""
+    shares = [layer.sparsity for layer in layers]
+    return _range(f"{min(shares):.1%}", f"{max(shares):.1%}")
+
+
+def _patterns(layers: Sequence[LayerView]) -> str:
+    """``2:4``, or how many obey which, as in ``2:4 (28)``."""
+    counts = Counter(layer.pattern for layer in layers if layer.pattern)
+    return ", ".join(name if number == len(layers) else f"{name} ({number})" for name, number in counts.most_common())
+
+
+def layers_table(found: Inspection) -> Grid:
+    """Every linear of a checkpoint, with the spaces that it joins."""
+    columns = ["layer", "shape", "dtype", "bits", "sparsity", "N:M", "reads", "writes"]
+    table = Grid(_inspected(found), columns)
+    for layer in found.layers:
+        shape, spaces = "×".join(map(str, layer.shape)), (layer.reads or "", layer.writes or "")
+        table.add(
+            layer.name, shape, layer.dtype, str(layer.bits or ""), f"{layer.sparsity:.1%}", layer.pattern or "", *spaces
+        )
+    return table
+
+
+def _inspected(found: Inspection) -> str:
+    return f"{found.model}: {len(found.layers)} linears, family {found.family}"
+
+
+def folder_notes(folder: Path, costs: Mapping[str, float], following: Sequence[Sequence[object]]) -> list[Text]:
+    """What a command took that wrote a model folder, what this takes, and the words of the commands that come next."""
+    lines = [
+        f"took {show_time(costs['elapsed_seconds'])}",
+        f"written to {folder}: {show_size(int(costs['bytes_on_disk']))} on disk",
+        *(f"next: secateur {shlex.join(map(str, words))}" for words in following),
+    ]
+    return [Text(line, no_wrap=True) for line in lines]  # to be copied whole
 
 
 def packing_text(packing: Packing) -> Text:

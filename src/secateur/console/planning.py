@@ -3,23 +3,23 @@
 import math
 from collections.abc import Mapping
 
-from rich.markup import escape
-from rich.table import Table
-
+from secateur.console.tables import Grid
+from secateur.console.terminal import show_time
 from secateur.planning.costs import FLOPS
 from secateur.planning.plan import Plan
 
 _LETTERS = " kMGTPE"
+_ALL = "all"
 
 
-def plan_tables(result: Plan) -> list[Table]:
+def plan_tables(result: Plan) -> list[Grid]:
     """The work, where it is done; what would be written; what bounds its speed."""
     return [_work(result), _memory(result), _sizes(result), _bounds(result)]
 
 
-def _work(result: Plan) -> Table:
+def _work(result: Plan) -> Grid:
     """Stage by stage: expected seconds, and FLOPs of products of matrices."""
-    table = _table(escape(f"{result.model} by {result.method}"), "stage", "for", "FLOPs", "expected")
+    table = Grid(f"{result.model} by {result.method}", ["for", "FLOPs", "expected"], group="stage")
     for stage, seconds in result.seconds.items():
         parts: dict[str, list[float]] = {}
         for cost in result.costs:
@@ -27,59 +27,49 @@ def _work(result: Plan) -> Table:
                 part = parts.setdefault(cost.what, [0.0, 0.0])
                 part[0] += cost.amount / getattr(result.rates, cost.kind)
                 part[1] += cost.amount if cost.kind in FLOPS else 0
-        for number, (what, (spent, flops)) in enumerate(parts.items()):
-            table.add_row(stage if number == 0 else "", what, _scaled(flops) if flops else "", _time(spent))
+        for what, (spent, flops) in parts.items():
+            table.add(what, _scaled(flops) if flops else "", show_time(spent), group=stage)
         if parts:
-            table.add_row("", "", "", f"[bold]{_time(seconds)}[/]", end_section=True)
-    table.add_row("all", "", _scaled(sum(result.flops.values())), f"[bold]{_time(result.total)}[/]")
+            table.add(_ALL, "", show_time(seconds), group=stage, style="bold", ends=True)
+    table.add(_ALL, _scaled(sum(result.flops.values())), show_time(result.total), style="bold")
     return table
 
 
-def _memory(result: Plan) -> Table:
+def _memory(result: Plan) -> Grid:
     """Peaks of memory by what is in it, and the disk."""
-    table = _table("memory at the peak, and disk", "where", "for", "")
-    disk = {"read": result.disk.read, "written": result.disk.written, "temporary": result.disk.temporary}
+    table = Grid("memory at the peak, and disk", ["for", "bytes"], group="where")
     places: dict[str, Mapping[str, int]] = {"memory": result.memory.host, "GPU memory": result.memory.device}
     for where, parts in places.items():
-        for number, (what, size) in enumerate(parts.items()):
-            table.add_row(where if number == 0 else "", what, _size(size))
+        for what, size in parts.items():
+            table.add(what, _size(size), group=where)
         if parts:
-            table.add_row("", "", f"[bold]{_size(sum(parts.values()))}[/]", end_section=True)
-    for number, (what, size) in enumerate((what, size) for what, size in disk.items() if size):
-        table.add_row("disk" if number == 0 else "", what, _size(size))
+            table.add(_ALL, _size(sum(parts.values())), group=where, style="bold", ends=True)
+    disk = {"read": result.disk.read, "written": result.disk.written, "temporary": result.disk.temporary}
+    for what, size in disk.items():
+        if size:
+            table.add(what, _size(size), group="disk")
     return table
 
 
-def _sizes(result: Plan) -> Table:
-    sizes = _table(f"the model at {escape(result.pattern)}, in MB", "linears")
-    for column in ("number", "shapes", "bfloat16", "packed", "packed int8", "packed int4"):
-        sizes.add_column(column, justify="left" if column == "shapes" else "right")
+def _sizes(result: Plan) -> Grid:
+    columns = ["linears", "shapes", "number", "bfloat16", "packed", "packed int8", "packed int4"]
+    sizes = Grid(f"the model at {result.pattern}, in MB", columns, words=2)
     for row in result.roles:
         shapes = "\n".join(f"{rows}×{columns}" for rows, columns in row.shapes)
         cells = _shrinking(row.size.dense, row.size.bfloat16, row.size.int8, row.size.int4)
-        sizes.add_row(row.role, str(row.linears), shapes, *cells, end_section=row is result.roles[-1])
-    sizes.add_row("whole model", "", "", *_shrinking(*(bound.model_bytes for bound in result.bounds)))
+        sizes.add(row.role, shapes, str(row.linears), *cells, ends=row is result.roles[-1])
+    sizes.add("whole model", "", "", *_shrinking(*(bound.model_bytes for bound in result.bounds)))
     return sizes
 
 
-def _bounds(result: Plan) -> Table:
-    bounds = _table(
-        "generating text, one sequence at a time",
-        "weights", "MB per token", "GB/s", "tokens/s at most", "times dense, by bytes",
-    )  # fmt: skip
+def _bounds(result: Plan) -> Grid:
+    columns = ["weights", "MB per token", "GB/s", "tokens/s at most", "times dense, by bytes"]
+    bounds = Grid("generating text, one sequence at a time", columns)
     for bound in result.bounds:
         name = {"dense": "bfloat16", "bfloat16": "packed"}.get(bound.weights, f"packed {bound.weights}")
         numbers = f"{bound.token_bytes / 1e6:,.1f}", f"{bound.read_rate / 1e9:.1f}", f"{bound.tokens_per_second:,.1f}"
-        bounds.add_row(name, *numbers, f"{bound.by_bytes:.2f}")
+        bounds.add(name, *numbers, f"{bound.by_bytes:.2f}")
     return bounds
-
-
-def _table(title: str, *columns: str) -> Table:
-    """A table whose first columns are words, and whose last ones are numbers."""
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="left" if column in (columns[0], "for") else "right")
-    return table
 
 
 def _shrinking(dense: int, *packed: int) -> list[str]:
@@ -95,14 +85,6 @@ def _scaled(number: float) -> str:
 
 def _size(number: int) -> str:
     return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"
-
-
-def _time(seconds: float) -> str:
-    """Seconds as people read them."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
 def plan_notes(result: Plan) -> list[str]:

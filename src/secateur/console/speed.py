@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from secateur.benchmark.measuring import Benchmark
 from secateur.benchmark.timing import OVERALL, Measurement, Spread
+from secateur.console.tables import Grid
 from secateur.runtime.choosing import BUCKETS, DENSE, Choice, nearest
 from secateur.runtime.generation import Generation
 
@@ -24,86 +23,77 @@ def speed_text(result: Generation) -> Text:
     )
 
 
-def choices_table(choices: Sequence[Choice]) -> Table:
+def choices_table(choices: Sequence[Choice]) -> Grid:
     """What multiplies with pruned linears on a GPU, by number of tokens, with its speed and memory against dense."""
-    table = Table(title="pruned linears: what multiplies how many tokens, and its speed against dense")
-    for column in ("shape", "pattern", "number", *(f"{tokens:,}" for tokens in BUCKETS), "memory"):
-        table.add_column(column, justify="right")
+    title = "pruned linears: what multiplies how many tokens, and its speed against dense"
+    table = Grid(title, ["shape", "pattern", "number", *(f"{tokens:,}" for tokens in BUCKETS), "memory"], words=2)
     for choice in choices:
         times = choice.measured.times
         cells = [
             form if form == DENSE else f"{form} {times[tokens][DENSE] / times[tokens][form]:.2f}×"
             for tokens, form in choice.forms.items()
         ]
-        table.add_row(_shape(choice), choice.pattern, str(choice.layers), *cells, f"{choice.memory:.2f}×")
-    refused = {f"not used: {name}: {why}": None for x in choices for name, why in x.measured.refused.items()}
-    table.caption = Text("\n".join(refused)) if refused else None
+        table.add(_shape(choice), choice.pattern, str(choice.layers), *cells, f"{choice.memory:.2f}×")
     return table
+
+
+def choices_notes(choices: Sequence[Choice]) -> list[str]:
+    """Which forms could not be used, and why."""
+    return list(dict.fromkeys(f"not used: {name}: {why}" for x in choices for name, why in x.measured.refused.items()))
 
 
 def _shape(choice: Choice) -> str:
     return "×".join(map(str, choice.shape)) + (" + bias" if choice.bias else "")
 
 
-def modules_table(result: Benchmark) -> Table:
-    """Times of linears by role: a section per workload, a row per role."""
-    table = _speed_table(f"{result.linears} linears of {result.model}, all blocks, in ms", result)
-    seen = None
+def modules_table(result: Benchmark) -> Grid:
+    """Times of linears by role: a group per workload, a row per role."""
+    table = _speed_table(f"{result.linears} linears of {result.model}, all blocks, in ms", _form(result))
     for row in result.modules:
-        if row.workload != seen:
-            table.add_row(f"[bold]{row.workload}[/]")
-            seen = row.workload
-        table.add_row(_labelled(row.part, row), *_times(row), end_section=row.part == OVERALL)
+        _add(table, row.part, _times(row), row, str(row.workload), ends=row.part == OVERALL)
     return table
 
 
-def model_table(result: Benchmark) -> Table:
+def model_table(result: Benchmark) -> Grid:
     """Times of the whole model: prefill in milliseconds, decoding in tokens per second, by batch × length."""
     phases = [name for name, is_one in (("prefill", result.prefill_graph), ("decode", result.graph)) if is_one]
     graphs = f", {' and '.join(phases)} in CUDA graphs" if phases else ""
-    table = _speed_table(f"end to end, {result.tokens} tokens decoded after each prompt{graphs}", result)
-    _add_end_to_end(table, result.end_to_end)
-    return table
+    title = f"end to end, {result.tokens} tokens decoded after each prompt{graphs}"
+    return _end_to_end(_speed_table(title, _form(result)), result.end_to_end)
 
 
-def structured_table(result: Benchmark) -> Table:
+def structured_table(result: Benchmark) -> Grid:
     """The same for a smaller dense model against the dense one."""
     half = "a dense model of half the width (structured 50 %)"
-    table = Table("", title=escape(f"{result.shrunk or half} beside {result.model}, end to end"))
-    for column in ("dense bfloat16", "shrunk" if result.shrunk else "half the width", "times as fast"):
-        table.add_column(column, justify="right")
-    _add_end_to_end(table, result.structured)
-    return table
+    title = f"{result.shrunk or half} beside {result.model}, end to end"
+    return _end_to_end(_speed_table(title, "shrunk" if result.shrunk else "half the width"), result.structured)
 
 
-def _add_end_to_end(table: Table, rows: Sequence[Measurement]) -> None:
-    seen = None
-    for row in rows:
+def _end_to_end(table: Grid, rows: Sequence[Measurement]) -> Grid:
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
         work = row.workload
-        if work.phase != seen:
-            if seen:
-                table.add_section()
-            table.add_row("[bold]prefill, ms[/]" if work.phase == "prefill" else "[bold]decode, tokens/s[/]")
-            seen = work.phase
         if work.phase == "prefill":
-            cells = _times(row)
+            group, cells = "prefill, ms", _times(row)
         else:
-            cells = [
-                *(_spread(_rate(work.tokens, seconds)) for seconds in (row.dense, row.sparse)),
-                _spread(row.speedup),
-            ]
-        table.add_row(_labelled(work.size, row), *cells)
-
-
-def _speed_table(title: str, result: Benchmark) -> Table:
-    table = Table("", title=escape(title))
-    for column in ("dense bfloat16", f"{result.form} {result.values}", "times as fast"):
-        table.add_column(column, justify="right")
+            rates = [_spread(_rate(work.tokens, seconds)) for seconds in (row.dense, row.sparse)]
+            group, cells = "decode, tokens/s", [*rates, _spread(row.speedup)]
+        ends = following is not None and following.workload.phase != work.phase
+        _add(table, work.size, cells, row, group, ends)
     return table
 
 
-def _labelled(label: str, row: Measurement) -> str:
-    return f"{label} [bold red]slower[/]" if row.is_slower else label
+def _speed_table(title: str, form: str) -> Grid:
+    return Grid(title, ["", "dense bfloat16", form, "times as fast"], group="workload")
+
+
+def _form(result: Benchmark) -> str:
+    return f"{result.form} {result.values}"
+
+
+def _add(table: Grid, label: str, cells: Sequence[str], row: Measurement, group: str, ends: bool) -> None:
+    """A row of times, which says so where sparse weights are slower."""
+    label, style = (f"{label} slower", "red") if row.is_slower else (label, "")
+    table.add(label, *cells, group=group, ends=ends, style=style)
 
 
 def _rate(tokens: int, seconds: Spread) -> Spread:
@@ -121,7 +111,7 @@ def _spread(x: Spread) -> str:
     def digits(value: float) -> str:
         return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
-    return f"{digits(x.median)} [dim]({digits(x.low)}–{digits(x.high)})[/]"
+    return f"{digits(x.median)} ({digits(x.low)}–{digits(x.high)})"
 
 
 def benchmark_notes(result: Benchmark) -> list[str]:
@@ -134,7 +124,7 @@ def benchmark_notes(result: Benchmark) -> list[str]:
     notes = [f"slower than dense in {work}: {', '.join(rows)}" for work, rows in slower.items()]
     if not slower:
         notes.append(f"{result.form} weights were nowhere slower than dense ones")
-    notes += _dense_in_both(result)
+    notes += choices_notes(result.choices) + _dense_in_both(result)
     if result.left_dense:
         what = "transposed weights, experts among dense ones, and zeros with a minus sign are not run packed"
         if result.choices:

@@ -1,23 +1,16 @@
 """A sweep in the terminal."""
 
-from rich.markup import escape
-from rich.table import Table as TerminalTable
-
+from secateur.console.tables import Grid
 from secateur.sweeps.results import Results
 from secateur.sweeps.tables import Table
 
 
-def stacked(found: Table) -> TerminalTable:
-    """The table for the terminal, where the parts of a column stand in one cell."""
-    shown = TerminalTable(show_lines=any(len(parts) > 1 for parts in found.columns))
-    for place, parts in enumerate(found.columns):
-        words = place < found.words
-        shown.add_column(
-            escape("\n".join(parts)), justify="left" if words else "right", no_wrap=len(parts) > 1, overflow="fold"
-        )
+def table_grid(found: Table) -> Grid:
+    """A table for the terminal."""
+    grid = Grid("", found.columns, words=found.words)
     for row in found.rows:
-        shown.add_row(*(escape("\n".join(filter(None, parts))) for parts in row))
-    return shown
+        grid.add(*row)
+    return grid
 
 
 def sweep_notes(results: Results) -> list[str]:

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def evaluate(
             perplexities = measure(model, cuts, free=free, progress=progress, name=name)
             scores = []
             if found:
-                scores = score(model, tokenizer, found, free=free, limit=task_limit, progress=progress, name=name)
+                with redirect_stdout(None):  # lm-eval prints there, amid results
+                    scores = score(model, tokenizer, found, free=free, limit=task_limit, progress=progress, name=name)
         return Evaluation(name, str(precision).removeprefix("torch."), tuple(perplexities), tuple(scores))
 
     results = []

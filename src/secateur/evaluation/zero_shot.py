@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from secateur.digests import digest
-from secateur.errors import InputError
+from secateur.errors import InputError, install
 from secateur.evaluation.memory import tokens_at_a_time
 from secateur.evaluation.task_files import read_tasks
 from secateur.progress import Progress
@@ -203,7 +203,7 @@ def _guarded() -> Iterator[None]:
         from jinja2.sandbox import SandboxedEnvironment
         from lm_eval import utils
     except ImportError as error:
-        raise InputError(f"tasks need lm-eval ({error}): pip install 'secateur[tasks]'") from None
+        raise InputError(f"tasks need lm-eval ({error}): {install('tasks')}") from None
     free, fetch = utils.env, metrics.load
     metrics.load = _refuse
     utils.env = SandboxedEnvironment(undefined=free.undefined, keep_trailing_newline=free.keep_trailing_newline)

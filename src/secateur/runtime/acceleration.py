@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.checkpoint.sparse import pack
-from secateur.errors import InputError
+from secateur.errors import InputError, Notice
 from secateur.masks import sparsity_of
 from secateur.runtime.algorithms import Algorithms, Clock, check
 from secateur.runtime.choosing import BUCKETS, DENSE, FORMS, PACKED, SEMI_STRUCTURED, Choice, Measured, choose
@@ -253,7 +253,7 @@ def _replace(
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:  # though the first ones of its kind could have that form
-            warnings.warn(f"{name} stays {_form_of(linear)}: {_reason(error)}", stacklevel=3)
+            warnings.warn(f"{name} stays {_form_of(linear)}: {_reason(error)}", Notice, stacklevel=3)
             continue
         only_dense = forms.keys() == {DENSE}
         model.set_submodule(name, forms[DENSE] if only_dense else DispatchedLinear(forms, plan, _dtype(linear)))

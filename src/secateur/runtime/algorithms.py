@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from secateur.files import cache_folder
 from secateur.runtime import cusparselt
 from secateur.runtime.cusparselt import Algorithm
 from secateur.runtime.semi_structured import SemiStructuredLinear
@@ -108,11 +109,6 @@ def search(linears: Sequence[SemiStructuredLinear], rows: Tensor, expected: Tens
     close = [candidate for candidate, taken in zip(right, alone, strict=True) if taken <= CLOSE * min(alone)]
     together = milliseconds([[partial(linear, rows, algorithm=x) for linear in linears] for x in close])
     return close[together.index(min(together))]
-
-
-def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again: ``$XDG_CACHE_HOME/secateur`` or ``~/.cache/secateur``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur"
 
 
 def _read(file: Path) -> dict[str, dict[str, list[int]]]:

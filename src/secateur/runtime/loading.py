@@ -123,6 +123,7 @@ def _load_in_parts(source: Source, precision: torch.dtype, device: torch.device)
     if source.packed and device.type == "cpu" and not KERNELS:
         warnings.warn(
             "Secateur was installed without a C++ compiler: packed weights run as slowly as dense ones",
+            Notice,
             stacklevel=3,
         )
     model = source.skeleton(precision)

@@ -132,7 +132,10 @@ def of_gradients(dense: Dense, method: Method) -> Importances:
                 returned[batch] = _gradient(leaf)
             found[block.prefix] = _of_parameters(block, dense.family, method)
         if not all(each.isfinite().all() for each in found[block.prefix].values()):
-            raise InputError(f"the gradients of {block.prefix[:-1]} are not finite: compute in float32 (--dtype)")
+            raise InputError(
+                f"the gradients of {block.prefix[:-1]} are not finite: choose another --method, or compute in float32 "
+                "(--dtype) if that was another precision"
+            )
     return found
 
 

@@ -15,7 +15,7 @@ from secateur import __version__
 from secateur.data import local_file
 from secateur.devices import free_memory
 from secateur.digests import file_digest
-from secateur.errors import InputError, Notice
+from secateur.errors import InputError, Notice, install
 from secateur.options import Options
 from secateur.progress import Progress
 from secateur.sweeps.chains import as_data
@@ -298,5 +298,5 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise InputError("--ray needs the package ray: pip install 'secateur[ray]'") from None
+        raise InputError(f"--ray needs the package ray: {install('ray')}") from None
     return ray

@@ -14,6 +14,7 @@ from secateur.checkpoint import MANIFEST, Source, changed_files, local_folder, o
 from secateur.devices import full_precision
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
+from secateur.patterns import NM, Pattern, Unstructured
 from secateur.pruning.prepare import Task, prepare
 from secateur.quantization.methods import QUANTIZATIONS
 from secateur.recipe import Recipe
@@ -34,10 +35,11 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     What is checked of a shrunk one, :func:`~secateur.verification.shrunk.verify_shrunk` says. Of the others:
 
     ``layers``: the linears that the manifest lists are all that its recipe prunes. ``pattern``: each obeys the pattern
-    as it is stored. ``zeros`` and ``bytes``: its zeros are where the mask put them, and its bytes those that were
-    written. ``shape``, ``sparsity``: the figures in the manifest are those of the files. ``unpruned``: all other
-    tensors are as they were written. ``files``: so are the config, the tokenizer and what else lies beside them, and
-    nothing was added that is read when the model is loaded.
+    as it is stored; where masks were mapped back (``--fold none``), that it has as many zeros in every row. ``zeros``
+    and ``bytes``: its zeros are where the mask put them, and its bytes those that were written. ``shape``,
+    ``sparsity``: the figures in the manifest are those of the files. ``unpruned``: all other tensors are as they were
+    written. ``files``: so are the config, the tokenizer and what else lies beside them, and nothing was added that is
+    read when the model is loaded.
 
     Of a quantized folder the same is checked as its weights decode: those that were pruned have at least the zeros that
     they had, where the manifest has them, and decode to the bytes that were written. Given the model that was quantized
@@ -66,6 +68,10 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
         )
     skeleton = source.skeleton(torch.float32)
     task = prepare(skeleton, recipe) if recipe else _nothing(skeleton)
+    unchecked = []
+    if recipe and recipe.orders_channels and recipe.fold == "none":  # each row then keeps as many weights, anywhere
+        unchecked.append(f"{recipe.target}: with --fold none it holds in the order that was searched, not as stored")
+        task = replace(task, patterns={name: _in_rows(pattern) for name, pattern in task.patterns.items()})
     linears = [block.full_name(linear) for block in task.blocks for linear in block.linears]
     known = {layer.name: layer for layer in manifest.layers if layer.name in {*linears}}
     failures = {"layers": _amiss([layer.name for layer in manifest.layers], linears)}
@@ -98,7 +104,6 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     if quantization:
         number = len(quantization.layers)
         checked.append(f"{number} linears are quantized, and none of them has fewer zeros than before")
-    unchecked = []
     if rounded:
         checked.append(
             f"{len(rounded)} tensors hold what packing has rounded them to, and no linear has fewer zeros than before"
@@ -164,6 +169,11 @@ def _nothing(model: PreTrainedModel) -> Task:
     family = family_of(model)
     blocks = [replace(block, linears=()) for block in blocks_of(model, family)]
     return Task(Recipe(), family, blocks, [], {})
+
+
+def _in_rows(pattern: Pattern) -> Pattern:
+    """What remains of N:M in every row where its groups are not stored side by side."""
+    return Unstructured(pattern.sparsity, "row") if isinstance(pattern, NM) else pattern
 
 
 def _with(task: Task, model: PreTrainedModel, names: Collection[str]) -> Task:
