@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import secateur
 from secateur.checkpoint import check_there, local_folder
 from secateur.checkpoint.durable import replacing
-from secateur.console.terminal import TerminalProgress
+from secateur.console import terminal
 from secateur.demo import find_model
 from secateur.digests import digest, file_digest
 from secateur.errors import InputError
@@ -168,7 +168,7 @@ class Setting:
         if recipes:
             grid["recipes"] = dict(recipes)
         results = secateur.sweep(
-            grid, self.out / "sweep", jobs=self.jobs, keep_models=keep_models, progress=TerminalProgress()
+            grid, self.out / "sweep", jobs=self.jobs, keep_models=keep_models, progress=terminal.progress()
         )
         if results.failed:
             raise InputError(f"{results.failed[0].row}: {results.failed[0].outcome.failure}")

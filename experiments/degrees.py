@@ -18,7 +18,7 @@ import secateur
 from experiments.activations import kinds
 from experiments.common import Setting
 from secateur.checkpoint import Source
-from secateur.console.terminal import TerminalProgress
+from secateur.console import terminal
 from secateur.models.blocks import blocks_of, family_of
 from secateur.recipe import Recipe
 
@@ -106,7 +106,7 @@ def degrees(setting: Setting, model: str, folder: Path, options: Mapping[str, An
 
     def compute() -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory(dir=setting.out, prefix="degrees-") as home:
-            secateur.prune(folder, Path(home) / "pruned", recipe, progress=TerminalProgress())
+            secateur.prune(folder, Path(home) / "pruned", recipe, progress=terminal.progress())
             return [asdict(linear) for linear in of_folder(Path(home) / "pruned")]
 
     setting.out.mkdir(parents=True, exist_ok=True)

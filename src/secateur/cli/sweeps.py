@@ -49,7 +49,7 @@ def sweep(
     if json:
         print_json(results.to_dict())
     else:
-        grid = table_grid(table(results))
-        show(grid, *sweep_notes(results), f"written to {out}/results.json, .csv, .md, .tex")
+        shown = table_grid(table(results))
+        show(shown, *sweep_notes(results), f"written to {out}/results.json, .csv, .md, .tex")
     if results.failed:
         sys.exit(FAILED_CHECK)
