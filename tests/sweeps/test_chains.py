@@ -181,8 +181,9 @@ def grid(tmp_path, text):
 
 
 def written(folder):
-    """The bytes of a model, and what its manifest says but for the names of folders, and times."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "secateur.json"}
+    """The bytes of a model without its card, and what its manifest says but for the names of folders, and times."""
+    said_of_folders = ("secateur.json", "README.md")
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in said_of_folders}
     said = json.loads((folder / "secateur.json").read_text())
     for one in (said, said.get("quantization", {})):
         for name in ("model", "seconds"):
@@ -309,6 +310,21 @@ def test_what_is_killed_between_steps_or_inside_one_goes_on(step, grid, tmp_path
     assert done == (["prune", "prune", "quantize"] if step == "prune" else ["prune", "quantize", "quantize"])
     assert len(blocks) == 1 + 1 + 2  # the first was not done again
     assert written(entry.model) == written(expected.model)
+
+
+def test_a_model_that_was_kept_stays_when_a_later_sweep_begins_with_it(grid, tmp_path):
+    grid["grid"]["quantize"] = {"none": {}}
+    (_, pruned) = secateur.sweep(grid, tmp_path / "out", keep_models=True, executor=here([])).entries
+    grid["grid"]["quantize"] = {"none": {}, "gptq": {"quantize": "gptq"}}
+    assert pruned.model
+    before = written(pruned.model)
+    secateur.sweep(grid, tmp_path / "out", executor=here([]))
+    assert written(pruned.model) == before
+    assert list(pruned.model.parent.iterdir()) == [pruned.model]
+    shutil.rmtree(pruned.model)  # whoever deletes it no longer wants it
+    grid["evaluate"]["window"] = 32
+    secateur.sweep(grid, tmp_path / "out", executor=here([]))
+    assert list(pruned.model.parent.iterdir()) == []
 
 
 def test_a_step_that_another_process_is_at_is_waited_for(grid, tmp_path, monkeypatch):

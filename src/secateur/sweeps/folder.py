@@ -4,6 +4,7 @@
         sweep.lock      held by the process that sweeps, and by those that compute for it
         rows/ID.json    what became of a finished row
         models/ID/      what steps have made of a model, while rows need it or because it is kept
+        kept/ID         says that it is
         steps/ID.json   what the last of these steps did
         tokens/         token ids of texts
         results.json, results.csv, results.md, results.tex
@@ -56,6 +57,20 @@ class Folder:
     def model(self, id: str) -> Path:
         """Where the model of the ID lies, if it is there."""
         return self.path / "models" / id
+
+    def keep_model(self, id: str) -> None:
+        """Say that the model of the ID, which is there, is to stay."""
+        mark = self.path / "kept" / id
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+
+    def kept_models(self) -> set[str]:
+        """The models that are to stay; one that somebody has deleted is none of them any more."""
+        marks = list((self.path / "kept").glob("*"))
+        for mark in marks:
+            if not self.model(mark.name).exists():
+                mark.unlink()
+        return {mark.name for mark in marks if mark.exists()}
 
     def keep(self, row: str, identity: Mapping[str, Any], outcome: str) -> Outcome:
         """File what became of a row; one that failed is only known of now, and tried again the next time."""

@@ -157,6 +157,8 @@ class _Ledger:
         """File what became of a row; first, when it ended well, the models go that no other row needs."""
         id = self._ids[row]
         if not decode_outcome(outcome).failure:
+            if self._keep_models and row.steps:
+                self._folder.keep_model(self._made[row][-1])
             for made in set(self._made[row]) - self._needed(id):
                 shutil.rmtree(self._folder.model(made), ignore_errors=True)
         self._outcomes[id] = self._folder.keep(id, self._identities[row], outcome)
@@ -165,8 +167,7 @@ class _Ledger:
     def _needed(self, without: str) -> set[str]:
         """The models from which rows are still to be made, of the ID ``without`` apart, and those that are kept."""
         others = [made for row, made in self._made.items() if self._ids[row] not in {without, *self._outcomes}]
-        kept = [made[-1:] for made in self._made.values() if self._keep_models]
-        return {id for made in (*others, *kept) for id in made}
+        return {id for made in others for id in made} | self._folder.kept_models()
 
     def fail_what_is_not_worth_it(self) -> None:
         """The rows of models that could not be measured as they are have failed, too."""
