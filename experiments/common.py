@@ -310,7 +310,7 @@ def setting_of(args: argparse.Namespace, models: Sequence[str]) -> Setting:
         check_there(name)
     if args.local and not args.local.is_dir():
         raise InputError(f"there is no folder {args.local} (--local)")
-    small = {"samples": 16, "length": 512, "window": 1024, "limit": 12, "task_limit": 200, "dtype": "bfloat16"}
+    small = {"samples": 16, "length": 256, "window": 512, "limit": 6, "task_limit": 25, "dtype": "auto"}
     paper = {"samples": 128, "length": 2048, "window": None, "limit": None, "task_limit": None, "dtype": "auto"}
     chosen = {
         name: given if (given := getattr(args, name)) is not None else value
@@ -352,9 +352,14 @@ def execute(name: str, setting: Setting) -> str:
     return report.write(setting.out, name, f"python -m experiments.{name} {setting.command}".strip())
 
 
+def plain_warning(message: object, *_: object) -> None:
+    """A warning as a line for people."""
+    sys.stderr.write(f"note: {message}\n")
+
+
 def main(doc: str | None, models: Sequence[str], experiment: str) -> None:
     """The command line of an experiment: ``main(__doc__, MODELS, __file__)``."""
-    warnings.showwarning = lambda message, *_: sys.stderr.write(f"note: {message}\n")  # type: ignore[assignment]
+    warnings.showwarning = plain_warning  # type: ignore[assignment]
     try:
         text = execute(Path(experiment).stem, setting_of(parser(doc).parse_args(), models))
     except InputError as error:

@@ -35,9 +35,10 @@ def run(setting: Setting) -> Report:
     tables, plots, data = [], {}, []
     for model in setting.models:
         with setting.folder(model) as folder:
+            sparsities = SPARSITIES[-1:] if setting.small else SPARSITIES
             found = {
                 (f"{sparsity:.0%}", method): degrees(setting, model, folder, options | {"sparsity": sparsity})
-                for sparsity in SPARSITIES
+                for sparsity in sparsities
                 for method, options in ALL.items()
             }
         both = [[*labels, *_both(linears)] for labels, linears in found.items()]

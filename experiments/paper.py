@@ -12,12 +12,13 @@ import json
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from experiments.common import LLAMA2, Setting, execute, parser, setting_of
+from experiments.common import LLAMA2, Setting, execute, parser, plain_warning, setting_of
 from secateur.benchmark.machine import this_machine
 from secateur.errors import InputError
 
@@ -105,6 +106,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--page", type=Path, help="write the page here, and its plots beside it")
     args = arguments.parse_args()
+    warnings.showwarning = plain_warning  # type: ignore[assignment]
     try:
         setting = setting_of(args, LLAMA2[:1])
     except InputError as error:

@@ -18,7 +18,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "16:32": {"pattern": "16:32"},
     "unstructured": {"sparsity": 0.5},
 }
-BATCHES, SMALL_LENGTHS, LENGTHS = (1, 8), (128,), (128, 1024)
+BATCHES, SMALL_LENGTHS, LENGTHS = (1, 8), (16,), (128, 1024)
 
 
 def run(setting: Setting) -> Report:

@@ -9,7 +9,7 @@ METHODS = {name: table4.METHODS[name] for name in ("wanda", "sparsegpt", "ria", 
 
 
 def run(setting: Setting) -> Report:
-    return tasks_report(setting, METHODS, axes={"pattern": ["2:4", "4:8"]})
+    return tasks_report(setting, METHODS, axes={"pattern": ["2:4"] if setting.small else ["2:4", "4:8"]})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from secateur.benchmark.timing import Measurement, Spread
 from secateur.sweeps.tables import Table
 
 MODELS = LLAMA2[:1]
-BATCHES, SMALL_LENGTH, LENGTH = (1, 2, 4, 8), 128, 1024
+BATCHES, SMALL_LENGTH, LENGTH = (1, 2, 4, 8), 16, 1024
 TOKENS = 16
 
 

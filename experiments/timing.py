@@ -19,9 +19,9 @@ from secateur.runtime.decoding import Continuation
 from secateur.shrinkage import Shrinkage
 
 # Every work is timed in so many rounds; one that has taken so many seconds is left out of the rounds that remain.
-ROUNDS, ENOUGH = 7, 10.0
+ROUNDS, ENOUGH = 5, 10.0
 # Generating, one by one after a short prompt.
-PROMPT, TOKENS = 64, 32
+PROMPT, TOKENS = 64, 16
 
 
 def machine() -> Machine:
