@@ -310,7 +310,7 @@ def setting_of(args: argparse.Namespace, models: Sequence[str]) -> Setting:
         check_there(name)
     if args.local and not args.local.is_dir():
         raise InputError(f"there is no folder {args.local} (--local)")
-    small = {"samples": 16, "length": 256, "window": 512, "limit": 6, "task_limit": 25, "dtype": "auto"}
+    small = {"samples": 8, "length": 256, "window": 512, "limit": 4, "task_limit": 16, "dtype": "auto"}
     paper = {"samples": 128, "length": 2048, "window": None, "limit": None, "task_limit": None, "dtype": "auto"}
     chosen = {
         name: given if (given := getattr(args, name)) is not None else value
