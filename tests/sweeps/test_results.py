@@ -120,7 +120,7 @@ def test_a_row_is_better_than_dense_where_all_its_seeds_are_by_paired_tests(monk
     assert dense.tasks[0].difference is None
     assert ria.tasks[0].p_value == 1
     cells = table(Results.of(GRID, list(entries()))).rows
-    assert cells[2][3] == ("76.5 ± 0.5*",)
+    assert cells[2][3] == ("76.5 ± 0.5*", "1.0")
     assert cells[2][2][0].endswith("*")
     assert cells[3][3] == ("74.4 ± 3.7",)
 

@@ -47,14 +47,15 @@ def table(results: Results) -> Table:
 
     Of each text the perplexity, with its sample standard deviation over seeds where there are several, its 95 %
     interval, the rise against the dense model and the share of the baseline's rise that is prevented; of each task the
-    first metric in percent. A star is at what is better than the dense model's beyond chance, by paired differences.
+    first metric and its standard error over the items, in percent. A star is at what is better than the dense model's
+    beyond chance, by paired differences.
     """
     words = 1 + len(results.axes)
     texts = [
         (f"perplexity {name}", "95 %", "rise", "prevented")
         for name in _short([text.data for text in _first(results, "texts")])
     ]
-    tasks = [(f"{task.task} {task.metric}, %",) for task in _first(results, "tasks")]
+    tasks = [(f"{task.task} {task.metric}, %", "error") for task in _first(results, "tasks")]
     columns = [*(("model",), *((axis,) for axis in results.axes)), *texts, *tasks]
     columns += [("zeros",), ("retained",), ("gone",), ("bits",), ("seeds",), ("seconds",), ("failed",)]
     rows = [_cells(summary, columns[words:]) for summary in results.summaries]
@@ -80,7 +81,8 @@ def _cells(summary: Summary, numbers: Sequence[Parts]) -> list[Parts]:
     found: list[Parts] = [_text(text) for text in summary.texts]
     for task in summary.tasks:
         deviation = f" ± {100 * task.score.deviation:.1f}" if task.score.deviation is not None else ""
-        found.append((f"{100 * task.score.value:.1f}{deviation}{'*' * task.better}",))
+        error = f"{100 * task.standard_error:.1f}" if task.standard_error is not None else ""
+        found.append((f"{100 * task.score.value:.1f}{deviation}{'*' * task.better}", error))
     last = (
         _share(summary.sparsity, ".1%"),
         _share(summary.retained, ".1%"),
