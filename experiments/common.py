@@ -364,4 +364,6 @@ def main(doc: str | None, models: Sequence[str], experiment: str) -> None:
         text = execute(Path(experiment).stem, setting_of(parser(doc).parse_args(), models))
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")
     sys.stdout.write(text)

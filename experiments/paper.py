@@ -20,6 +20,7 @@ from pathlib import Path
 
 from experiments.common import LLAMA2, Setting, execute, parser, plain_warning, setting_of
 from secateur.benchmark.machine import this_machine
+from secateur.devices import choose_device
 from secateur.errors import InputError
 
 EXPERIMENTS = (
@@ -63,14 +64,18 @@ def section(name: str, setting: Setting) -> Section:
     Raises:
         InputError: when it cannot be had here.
     """
-    began = time.perf_counter()
-    text = execute(name, setting)
+    began, seconds = time.perf_counter(), 0.0
+    try:
+        text = execute(name, setting)
+    finally:  # what was spent counts, whatever ended it
+        seconds = _spent(setting.out, name, time.perf_counter() - began)
     title, _, about = (inspect.getdoc(importlib.import_module(f"experiments.{name}")) or "").partition("\n")
-    return Section(name, title.rstrip("."), about.strip(), text, _spent(setting.out, name, time.perf_counter() - began))
+    return Section(name, title.rstrip("."), about.strip(), text, seconds)
 
 
 def _spent(out: Path, name: str, seconds: float) -> float:
     """The seconds of an experiment with those of earlier runs, which are kept: what was finished is not done again."""
+    out.mkdir(parents=True, exist_ok=True)
     file = out / "seconds.json"
     spent = json.loads(file.read_text("utf-8")) if file.exists() else {}
     spent[name] = spent.get(name, 0) + seconds
@@ -80,18 +85,19 @@ def _spent(out: Path, name: str, seconds: float) -> float:
 
 def page(sections: list[Section], setting: Setting) -> str:
     """The page as Markdown."""
-    machine = this_machine()
+    machine = this_machine(choose_device("auto"))
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     recipe, protocol = setting.recipe, setting.protocol
     windows = f"the first {protocol['limit']} windows" if protocol["limit"] else "all windows"
     windows += f" of {protocol['window'] or 'at most 2048'} tokens"
+    dtype = "float32" if (protocol["dtype"], machine.gpu) == ("auto", None) else protocol["dtype"]
     seeds = ", ".join(map(str, setting.seeds))
     head = [
         f"# The paper, table by table: {', '.join(setting.models)}",
         f"{date.today():%d %B %Y}; {machine}; {versions}. Made by `python -m experiments.paper {setting.command}` in "
         f"{sum(one.seconds for one in sections) / 60:.0f} minutes.",
         f"Unless a table says otherwise: calibrated on {recipe['samples']} samples of {recipe['length']:,} tokens of "
-        f"C4 (seeds: {seeds}), measured in {protocol['dtype']} on {windows}.",
+        f"C4 (seeds: {seeds}), measured in {dtype} on {windows}.",
         CAPTION,
     ]
     parts = [
@@ -118,6 +124,8 @@ def main() -> None:
             sections.append(section(name, setting))
         except InputError as error:
             failed.append(f"{name}: {error}")
+        except KeyboardInterrupt:
+            sys.exit(f"stopped at {name}; the same command goes on")
         except Exception:  # the others go on
             failed.append(f"{name}: {traceback.format_exc()}")
     text = page(sections, setting)
