@@ -29,7 +29,7 @@ RECIPES = {
     "lsa": {"permute": "lsa", "fold": "none"},
 }
 # Greedy swaps take longer than all else together: where it is to take minutes, only so many blocks are pruned.
-FIRST = 4
+FIRST = 2
 PARTS = (1, 2, 4, 8, 16)
 DIVIDED = {
     f"{search}, {parts}": partial(find_order, pattern=PATTERN, search=search, communities=parts)

@@ -49,8 +49,9 @@ def run(setting: Setting) -> Report:
 
 
 def _methods(setting: Setting) -> dict[str, Any]:
-    """All of them, or without Taylor's, whose gradients take long, where it is to take minutes."""
-    return {name: one for name, one in METHODS.items() if not (setting.small and name.startswith("taylor"))}
+    """All of them, or where it is to take minutes no gradients, and none of the shares at which little is left."""
+    slow = ("taylor", f"{max(SHARES):.0%}", SHARES[max(SHARES)])
+    return {name: one for name, one in METHODS.items() if not (setting.small and any(x in name for x in slow))}
 
 
 def _rates(setting: Setting, model: str) -> dict[str, float]:

@@ -29,7 +29,7 @@ from secateur.sweeps.tables import Table
 
 MODELS = LLAMA2[:1]
 PATTERN = NM(2, 4)
-SMALL_WIDTHS, WIDTHS = (256, 512, 1024, 1536, 2048), (1024, 2048, 4096, 5120, 8192, 11008)
+SMALL_WIDTHS, WIDTHS = (256, 512, 768, 1024), (1024, 2048, 4096, 5120, 8192, 11008)
 SMALL_HEIGHT, HEIGHT = 576, 4096  # of synthetic scores
 SYNTHETIC = "heavy tails"
 

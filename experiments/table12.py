@@ -16,7 +16,7 @@ METHODS: dict[str, Any] = {
     **{name: table1.METHODS[name] for name in ("magnitude", "sparsegpt", "wanda", "ria")},
 }
 
-FEW = ("not pruned", "wanda", "ria")
+FEW = ("not pruned", "ria")
 
 
 def run(setting: Setting) -> Report:

@@ -26,7 +26,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def run(setting: Setting) -> Report:
-    results = setting.sweep(METHODS, axes={"pattern": ["2:4", "4:8"]}, baseline={"recipe": "magnitude"})
+    patterns = ["2:4"] if setting.small else ["2:4", "4:8"]
+    results = setting.sweep(METHODS, axes={"pattern": patterns}, baseline={"recipe": "magnitude"})
     return sweep_report(results, notes=absent(setting, "wikitext2"))
 
 

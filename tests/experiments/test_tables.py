@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 import secateur
-from experiments import paper, published, table1, table3, table4, table7
+from experiments import paper, published, table1, table2, table3, table4, table7
 from experiments.common import Report, Setting, Texts, execute, parser, setting_of
 from experiments.tables import averages_over_models, sweep_report
 from secateur.errors import InputError
@@ -78,6 +78,14 @@ def test_a_table_has_a_row_for_each_model_and_method_and_the_averages_of_appendi
     assert averages
     assert averages.rows == ((("ri",), ("60 %",), ("30 %",), ("2",)),)
     assert averages_over_models(replace(results, summaries=tuple(summaries[:3]))) is None  # a single model
+
+
+def test_wanda_and_ria_are_compared_window_by_window(setting):
+    methods = {name: table2.SCORES[name] for name in (table2.WANDA, table2.RIA, table2.WHOLE)}
+    results = of_one_model(setting).sweep(methods, base={"sparsity": 0.5})
+    (remark,) = table2.remarks(results)
+    wanda, ria = (x.texts[0].perplexity.value for x in results.summaries if x.labels[0] in (table2.WANDA, table2.RIA))
+    assert f"beside Wanda's: {ria / wanda - 1:+.1%}" in remark
 
 
 def test_experiments_share_their_rows(setting, monkeypatch):
