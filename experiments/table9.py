@@ -11,7 +11,7 @@ from secateur.benchmark.timing import Measurement, Spread
 from secateur.sweeps.tables import Table
 
 MODELS = LLAMA2[:1]
-BATCHES, SMALL_LENGTH, LENGTH = (1, 2, 4, 8), 16, 1024
+BATCHES, FEW, SMALL_LENGTH, LENGTH = (1, 2, 4, 8), (1, 4), 16, 1024
 TOKENS = 16
 
 
@@ -23,7 +23,7 @@ def run(setting: Setting) -> Report:
             model,
             {"score": "ria", "pattern": "2:4"},
             shrinkage={"method": "activation", "sparsity": 0.5},
-            batch=BATCHES,
+            batch=FEW if setting.small else BATCHES,
             length=(SMALL_LENGTH if setting.small else LENGTH,),
             tokens=TOKENS,
         )

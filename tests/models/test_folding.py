@@ -227,10 +227,10 @@ def test_verify_sees_a_changed_weight(tmp_path, recipe):
 def test_verify_on_the_command_line(tmp_path, recipe, capsys):
     from secateur.cli import main
 
-    dense = pico.save("llama-mha", tmp_path / "dense")
-    for fold, code in (("exact", 0), ("none", 1)):
-        secateur.prune(dense, tmp_path / fold, replace(recipe, fold=fold))
+    dense, other = (pico.save("llama-mha", tmp_path / str(seed), seed=seed) for seed in (0, 1))
+    for fold, against, code in (("exact", dense, 0), ("none", dense, 0), ("exact", other, 1)):
+        secateur.prune(dense, tmp_path / "out", replace(recipe, fold=fold), force=True)
         with pytest.raises(SystemExit) as stop:
-            main(["verify", str(tmp_path / fold), "--dense", str(dense), "--json"])
+            main(["verify", str(tmp_path / "out"), "--dense", str(against), "--json"])
         assert stop.value.code == code
         assert json.loads(capsys.readouterr().out)["passed"] == (code == 0)
