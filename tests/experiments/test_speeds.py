@@ -37,8 +37,8 @@ ONE = {"2:4": {"pattern": "2:4"}}
 SHORT: dict[Any, dict[str, Any]] = {
     timing: {"ROUNDS": 2, "ENOUGH": 1e-9, "PROMPT": 8, "TOKENS": 2},
     searches: {"GREEDY_ESCAPES": 1},
-    table5: {"TARGETS": ONE, "BATCHES": (1,), "SMALL_LENGTHS": (8,)},
-    table9: {"BATCHES": (1, 2), "SMALL_LENGTH": 8, "TOKENS": 2},
+    table5: {"TARGETS": ONE, "FEW": {"batch": (1,), "length": (8,)}},
+    table9: {"FEW": (1, 2), "SMALL_LENGTH": 8, "TOKENS": 2},
     table11: {"SMALL_WIDTHS": (16, 32, 64), "SMALL_HEIGHT": 8},
     appendix_g: {"SMALL_WIDTHS": (16, 32, 64), "RECIPES": {"greedy": appendix_g.RECIPES["greedy"]}, "FIRST": 1},
     table1: {"METHODS": {"ria": {"score": "ria"}}},
