@@ -166,9 +166,10 @@ def test_a_name_is_never_taken_for_a_file(tmp_path, no_index):
         zero_shot.find_tasks([str(tmp_path / "evil.yaml")])
 
 
-def test_a_broken_file_and_a_wrong_name_are_told_before_any_model_is_read(tmp_path, no_index):
-    nowhere = tmp_path / "no-model"
-    (pico.save("llama-mha", nowhere) / "model.safetensors").write_bytes(b"")  # whoever reads it says so
+def test_a_broken_file_and_a_wrong_name_are_told_before_any_model_is_read(tmp_path, no_index, monkeypatch):
+    nowhere = tmp_path / "model"
+    pico.save("llama-mha", nowhere)
+    monkeypatch.setattr("secateur.evaluation.evaluate.load", lambda *_, **__: pytest.fail("a model was read"))
     with pytest.raises(InputError, match=r"task opposites cannot be used .*mend its file"):
         secateur.evaluate(nowhere, task_files=write(tmp_path / "tasks", doc_to_text="{{no_such_column}}"))
     with pytest.raises(InputError, match=r"antonyms: not the name of a task of lm-eval, nor of .*\(opposites\)"):
