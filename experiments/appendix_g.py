@@ -15,7 +15,7 @@ from experiments.common import LLAMA2, Report, Setting, absent, main
 from experiments.section5_4 import stages, stages_table
 from experiments.table11 import OWN, PATTERN, PUBLISHED, SEARCHES, SMALL_WIDTHS, WIDTHS, timed
 from experiments.tables import sweep_report
-from experiments.timing import machine
+from experiments.timing import machine, shared
 from secateur.checkpoint import Source
 from secateur.evaluation.uncertainty import student
 from secateur.permute.orders import find_order
@@ -50,7 +50,7 @@ def run(setting: Setting) -> Report:
     return Report(
         tables=[
             *perplexities.tables,
-            (f"Seconds; {machine()}.", stages_table(spent)),
+            (f"Seconds; {machine()}{shared(setting)}.", stages_table(spent)),
             (
                 f"Exponents a of seconds over channels, from {widths[0]:,} to {widths[-1]:,}.",
                 Table.plain(["search", "a", "95 %"], [_fit(name, *fit) for name, fit in fits.items()]),

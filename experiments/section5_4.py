@@ -9,7 +9,7 @@ from statistics import fmean
 
 from experiments import table1, table4
 from experiments.common import Report, Setting, main
-from experiments.timing import machine
+from experiments.timing import machine, shared
 from secateur.sweeps.results import Results
 from secateur.sweeps.tables import Table
 
@@ -23,7 +23,7 @@ def run(setting: Setting) -> Report:
     rows = [(model, f"{recipe} 50 %", found) for (model, recipe), found in stages(unstructured).items()]
     rows += [(model, f"{recipe} 2:4", found) for (model, recipe), found in stages(ordered).items()]
     return Report(
-        tables=[(f"Seconds; {machine()}.", stages_table(rows))],
+        tables=[(f"Seconds; {machine()}{shared(setting)}.", stages_table(rows))],
         data=[{"model": model, "recipe": recipe, "seconds": found} for model, recipe, found in rows],
     )
 

@@ -29,6 +29,11 @@ def machine() -> Machine:
     return this_machine(choose_device("auto"))
 
 
+def shared(setting: Setting) -> str:
+    """What is to be said of seconds of rows that did not have the machine for themselves."""
+    return f", of which {setting.jobs} rows at once had a share each" if (setting.jobs or 1) > 1 else ""
+
+
 def no_gpu() -> list[str]:
     """A note on what a GPU would give; none where there is one."""
     note = "On a GPU the same command gives 2:4 as it runs there; [speed.md](../speed.md) has what an H100 gave."
