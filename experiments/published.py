@@ -48,14 +48,15 @@ def _as_published(recipe: Recipe) -> bool:
     return replace(recipe, alpha=Recipe.alpha, scope=None) == recipe and recipe.reconstruct == alone
 
 
-@cache
 def _entries() -> list[dict[str, Any]]:
-    tables = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))["tables"]
-    return [entry for entries in tables.values() for entry in entries]
+    return [entry for entries in _document()["tables"].values() for entry in entries]
 
 
-@cache
 def sources() -> dict[str, str]:
     """What each source is called."""
-    found = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))["sources"]
-    return {name: f"{one['title']} ({one['year']})" for name, one in found.items()}
+    return {name: f"{one['title']} ({one['year']})" for name, one in _document()["sources"].items()}
+
+
+@cache
+def _document() -> Any:
+    return json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))

@@ -21,6 +21,12 @@ def pytest_addoption(parser):
     parser.addoption("--families-table", metavar="FILE", help="write what test_families.py finds as a table")
 
 
+@pytest.fixture
+def no_waiting_for_disks(monkeypatch):
+    """Nothing is flushed: the machine goes on when a process dies."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture(scope="session")
 def families_table(request):
     """Rows of the table of families; written at the end of the run if it is asked for."""

@@ -17,11 +17,7 @@ from secateur.errors import InputError, Notice
 from tests import pico
 from tests.stopping import stopped
 
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_disks(monkeypatch):
-    """Here the machine goes on when a process dies."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")  # here the machine goes on when a process dies
 
 
 @pytest.fixture

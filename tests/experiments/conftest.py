@@ -1,7 +1,6 @@
 """A setting on a tiny model, whose rows are computed in this process."""
 
 import json
-import os
 from functools import partial
 
 import pytest
@@ -42,10 +41,9 @@ def setting(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def rows_in_this_process(monkeypatch):
+def rows_in_this_process(monkeypatch, no_waiting_for_disks):
     def here(jobs):
         for place, job in enumerate(jobs):
             yield place, work(job)
 
-    monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(secateur, "sweep", partial(secateur.sweep, executor=here))

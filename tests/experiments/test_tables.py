@@ -2,35 +2,24 @@ import importlib
 import inspect
 import itertools
 import json
-import os
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
-import secateur
 from experiments import paper, published, table1, table2, table3, table4, table7
 from experiments.common import Report, Setting, Texts, execute, parser, setting_of
 from experiments.tables import averages_over_models, sweep_report
 from secateur.errors import InputError
 from secateur.recipe import Recipe
 from secateur.sweeps.tables import Table
-from secateur.sweeps.work import work
 from tests import pico
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40
 
 
 @pytest.fixture
-def setting(tmp_path, monkeypatch):
-    """Two tiny models and copies of two corpora; rows are computed in this process."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-    def here(jobs):
-        for place, job in enumerate(jobs):
-            yield place, work(job)
-
-    monkeypatch.setattr(secateur, "sweep", partial(secateur.sweep, executor=here))
+def setting(tmp_path):
+    """Two tiny models and copies of two corpora."""
     texts = tmp_path / "texts"
     texts.mkdir()
     for name in ("c4-train", "wikitext2-train", "wikitext2-test", "c4-test"):
@@ -91,7 +80,7 @@ def test_wanda_and_ria_are_compared_window_by_window(setting):
 def test_experiments_share_their_rows(setting, monkeypatch):
     one = of_one_model(setting)
     one.sweep(FEW, base={"sparsity": 0.5})
-    monkeypatch.setattr("tests.experiments.test_tables.work", lambda _: pytest.fail("a row was computed again"))
+    monkeypatch.setattr("tests.experiments.conftest.work", lambda _: pytest.fail("a row was computed again"))
     assert one.sweep({"by magnitude": {"score": "magnitude"}}, base={"sparsity": 0.5}).entries
 
 

@@ -23,14 +23,11 @@ from secateur.recipe import Recipe
 from tests import pico
 from tests.stopping import WAYS, stopped, stopping
 
+pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
+
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40
 # Steps of the file system: the journal, then the outer tensors and each of three blocks with its record.
 FIRST, PER_FILE = 6, 6
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_disks(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Rows of several steps: what a grid says of them, and that they come to what the commands one by one make."""
 
 import json
-import os
 import re
 import shutil
 from functools import partial
@@ -22,6 +21,8 @@ from secateur.sweeps.tables import markdown, table
 from secateur.sweeps.work import Outcome, decode_outcome, encode
 from tests import pico
 from tests.sweeps.test_sweep import TEXT, here
+
+pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
 
 DOC = Path(__file__).parents[2] / "docs" / "sweep.md"
 
@@ -155,11 +156,6 @@ def test_the_papers_tables_are_grids(tmp_path):
 
 
 # ---------------------------------------------------------------- what becomes of it
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_disks(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture

@@ -19,12 +19,9 @@ from secateur.sweeps import executors, subjects, sweep
 from secateur.sweeps.work import Outcome, decode_outcome, encode, work
 from tests import pico
 
+pytestmark = pytest.mark.usefixtures("no_waiting_for_disks")
+
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_disks(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
