@@ -74,7 +74,7 @@ def survey(folder: Path, recipe: Recipe) -> list[dict[str, list[float]]]:
     dtype = choose_calibration_dtype(recipe.dtype, source.config.dtype or torch.float32, device)
     skeleton = source.skeleton(dtype, device)
     blocks = blocks_of(skeleton, family_of(skeleton))
-    samples = draw_samples(source, recipe, batch_size(recipe.length, device), device)
+    samples = draw_samples(source, recipe, batch_size(recipe, device), device)
     outer = source.read(source.names_outside([block.prefix for block in blocks]))
     load_into(skeleton, outer, "", device)
     skeleton.tie_weights()
@@ -83,7 +83,7 @@ def survey(folder: Path, recipe: Recipe) -> list[dict[str, list[float]]]:
     with full_precision():
         for index, block in enumerate(blocks):
             with resident(block.module, source.read(source.names(block.prefix)), block.prefix, device):
-                stats, _ = calibration.observe(index)
+                stats = calibration.observe(index).stats
             found.append({label: _filed(stats[name].norm) for label, name in places(block).items()})
     return found
 

@@ -29,6 +29,13 @@ PAPERS = {
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2024}
 }""",
+    "tune": """@article{guo2024ebft,
+  title   = {{EBFT}: Effective and Block-Wise Fine-Tuning for Sparse {LLMs}},
+  author  = {Guo, Song and Wu, Fan and Zhang, Lei and Zheng, Xiawu and Zhang, Shengchuan and Chao, Fei and Shi, Yiyu
+             and Ji, Rongrong},
+  journal = {arXiv preprint arXiv:2402.12419},
+  year    = {2024}
+}""",
     "greedy": """@inproceedings{pool2021channel,
   title     = {Channel Permutations for {N:M} Sparsity},
   author    = {Pool, Jeff and Yu, Chong},

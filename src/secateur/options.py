@@ -25,13 +25,14 @@ Step = Literal["reconstruct", "refine"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = get_args(DtypeName)
 
-SCORE, SPARSITY, PERMUTATION, RECONSTRUCTION, QUANTIZATION, REMOVAL, CALIBRATION, COMPUTATION = (
+SCORE, SPARSITY, PERMUTATION, RECONSTRUCTION, TUNING, QUANTIZATION, REMOVAL, CALIBRATION, COMPUTATION = (
     Parameter(group=Group.create_ordered(name))
     for name in (
         "Score",
         "Sparsity",
         "Permutation",
         "Reconstruction",
+        "Tuning",
         "Quantization",
         "Removal",
         "Calibration",
@@ -92,6 +93,11 @@ class Options:
     @property
     def held_out(self) -> int:
         """The number of samples that the guard judges by and no statistic sees."""
+        return 0
+
+    @property
+    def tuning_epochs(self) -> int:
+        """How often all samples are learnt from, batch by batch."""
         return 0
 
     @property

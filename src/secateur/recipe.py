@@ -6,6 +6,7 @@ Options come in groups, which ``--help`` shows as well:
 - Sparsity: ``sparsity``, ``pattern``, ``skip``
 - Permutation: ``permute``, ``fold``, ``communities``, ``compare_folds``
 - Reconstruction: ``reconstruct``, ``refine``, ``guard``
+- Tuning: ``tune``, ``epochs``, ``learning_rate``
 - Quantization: ``method``, ``bits``, ``group_size``, ``symmetric``, ``skip``
 - Calibration and computation: see :mod:`secateur.options`
 
@@ -29,7 +30,16 @@ from cyclopts import Parameter
 
 from secateur.errors import InputError
 from secateur.files import read_text
-from secateur.options import PERMUTATION, QUANTIZATION, RECONSTRUCTION, SCORE, SPARSITY, Step, WalkOptions
+from secateur.options import (
+    PERMUTATION,
+    QUANTIZATION,
+    RECONSTRUCTION,
+    SCORE,
+    SPARSITY,
+    TUNING,
+    Step,
+    WalkOptions,
+)
 from secateur.patterns import NM, Pattern, Scope, Unstructured, parse_nm
 from secateur.permute.searches import SEARCHES
 from secateur.quantization.methods import QUANTIZATIONS
@@ -137,8 +147,20 @@ class Recipe(WalkOptions):
     """Exchange kept for removed weights while that lessens the output error, after reconstruction if there is one."""
 
     guard: Annotated[bool, RECONSTRUCTION] = True
-    """Judge reconstruction and refinement by the block's output on an eighth of the samples, which is held out,
+    """Judge reconstruction, refinement and tuning by the block's output on an eighth of the samples, which is held out,
     and keep them only where they help."""
+
+    # ---------------------------------------------------------------- Tuning
+
+    tune: Annotated[bool, TUNING] = False
+    """Let the kept weights, biases and norms of each pruned block learn to give what the dense block gives on the same
+    hidden states. Zeros stay zero."""
+
+    epochs: Annotated[int, TUNING] = 8
+    """How often each block sees all samples."""
+
+    learning_rate: Annotated[float, TUNING] = 6e-4
+    """The rate of Adam at its highest."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,6 +182,12 @@ class Recipe(WalkOptions):
             raise InputError("--compare-folds needs a --pattern, a --permute, and --fold exact or gather")
         if self.held_out == self.samples:
             raise InputError("the guard holds out samples: take at least 2 (--samples), or go without (--no-guard)")
+        if self.tune and self.one_shot:
+            raise InputError("--tune learns on what the pruned blocks before make, and --one-shot never runs them")
+        if self.epochs < 1:
+            raise InputError(f"{self.epochs} epochs are too few (--epochs)")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"a learning rate of {self.learning_rate} makes no sense (--learning-rate)")
         if self.communities < 1:
             raise InputError(f"{self.communities} communities are too few")
         if isinstance(target := self.target, NM) and target.kept == target.group:  # target refuses what makes no sense
@@ -186,7 +214,17 @@ class Recipe(WalkOptions):
     @property
     def needs_inputs(self) -> bool:
         """Whether there is anything to calibrate for."""
-        return self.needs_gram or SCORES[self.score].needs_inputs
+        return self.needs_gram or SCORES[self.score].needs_inputs or self.tune
+
+    @property
+    def tuning_epochs(self) -> int:
+        """See :class:`~secateur.options.Options`."""
+        return self.epochs if self.tune else 0
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether kept weights get new values."""
+        return self.reconstruct != "none" or self.tune
 
     @property
     def sweeps(self) -> bool:
@@ -202,7 +240,7 @@ class Recipe(WalkOptions):
     @property
     def held_out(self) -> int:
         """The number of samples that the guard judges by and no statistic sees."""
-        return max(1, self.samples // 8) if self.guard and self.steps else 0
+        return max(1, self.samples // 8) if self.guard and (self.steps or self.tune) else 0
 
     @property
     def draws(self) -> bool:
@@ -215,7 +253,9 @@ class Recipe(WalkOptions):
         idle = super().idle
         if isinstance(target := self.target, Unstructured):
             idle |= {"sparsity": target.sparsity, "scope": target.scope}
-        return idle if self.orders_channels else idle | {"permute": "none", "fold": "exact", "communities": 1}
+        if not self.orders_channels:
+            idle |= {"permute": "none", "fold": "exact", "communities": 1}
+        return idle if self.tune else idle | {"epochs": Recipe.epochs, "learning_rate": Recipe.learning_rate}
 
     def summary(self) -> str:
         """The method in a few words, for tables and progress bars."""
@@ -224,7 +264,10 @@ class Recipe(WalkOptions):
         ordered = f" {self.permute} {self.fold}" if self.orders_channels else ""
         repaired = f" +{self.reconstruct}" if self.reconstruct != "none" else ""
         refined = " +refine" if self.refine else ""
-        return f"{self.score} {target}" + (f" per {self.scope}" if scoped else "") + ordered + repaired + refined
+        tuned = " +tune" if self.tune else ""
+        return (
+            f"{self.score} {target}" + (f" per {self.scope}" if scoped else "") + ordered + repaired + refined + tuned
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":

@@ -31,6 +31,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gather": ("llama-gqa-tied", {"pattern": "2:4", "fold": "gather"}),
     "own orders": ("llama-gqa-tied", {"pattern": "2:4", "fold": "none"}),
     "best": ("llama-gqa-tied", {"score": "sparsegpt", "pattern": "2:4", "reconstruct": "admm", "refine": True}),
+    "tuned": ("llama-gqa-tied", {"pattern": "2:4", "tune": True, "epochs": 2}),
     "experts": ("mixtral", {"score": "wanda", "reconstruct": "cg", "one_shot": True}),
     "weights alone": ("llama-gqa-tied", {"score": "magnitude"}),
     "few samples": ("llama-gqa-tied", {"samples": 2, "reconstruct": "cg"}),  # a rank has none to be judged by

@@ -65,6 +65,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "2:4, own orders": {"pattern": "2:4", "fold": "none"},
     "2:4, folds compared": {"pattern": "2:4", "compare_folds": True},
     "reconstructed": {"score": "sparsegpt", "pattern": "2:4", "reconstruct": "cg", "refine": True},
+    "tuned": {"pattern": "2:4", "reconstruct": "cg", "tune": True, "epochs": 2},
     "weights alone": {"score": "magnitude"},
 }
 

@@ -1,17 +1,36 @@
 """Statistics of what enters each block, and a guard of what leaves it, block after block."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from secateur.calibrate.calls import Batch
 from secateur.calibrate.guard import Guard
+from secateur.calibrate.lesson import Lesson
 from secateur.calibrate.stream import Rooms, Stream
+from secateur.memory import Shelf
 from secateur.models.blocks import Block
 from secateur.models.spaces import reader_groups
 from secateur.progress import Progress
 from secateur.ranks import Ranks
 from secateur.stats.inputs import InputStats, add_up
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is known of a block that is still dense.
+
+    Attributes:
+        stats: of what enters its linears, by their names in the block.
+        guard: judges its output on held-out samples, if there are any.
+        lesson: what it is to learn, if anything.
+    """
+
+    stats: dict[str, InputStats] = field(default_factory=dict)
+    guard: Guard | None = None
+    lesson: Lesson | None = None
+
 
 # Output errors are measured on about this many input rows of each linear, spread over all samples.
 ERROR_ROWS = 256
@@ -32,6 +51,7 @@ class Calibration:
         held_out: int = 0,
         gram: bool = False,
         one_shot: bool = False,
+        learns: bool = False,
         progress: Progress | None = None,
         ranks: Ranks | None = None,
         rooms: Rooms | None = None,
@@ -46,6 +66,7 @@ class Calibration:
             gram: gather Gram matrices as well.
             one_shot: take all statistics from the model as it is now: samples move on through each block in the pass
                 that observes it.
+            learns: blocks are to learn what they gave while they were dense; not in one shot.
             progress: is told of the tokens that a block has processed; of the block where there are no samples.
             ranks: those that have the same samples each take a share of them. Statistics and guard are of all, and
                 alike in every rank.
@@ -56,19 +77,19 @@ class Calibration:
         seen, judged = self._ranks.share(batches[:first]), self._ranks.share(batches[first:])
         self._samples, self._guards = bool(batches), held_out > 0  # a share may be empty
         self._model, self._blocks, self._batches, self._held_out = model, blocks, (*seen, *judged), len(judged)
-        self._gram, self._one_shot = gram, one_shot
+        self._gram, self._one_shot, self._learns = gram, one_shot, learns
         self._progress = progress or Progress()
         self._rooms = rooms
         self._stream: Stream | None = None
         self._guard: Guard | None = None
 
-    def observe(self, index: int, finished: bool = False) -> tuple[dict[str, InputStats], Guard | None]:
-        """Statistics by the names of the linears of block ``index``, still dense, and its guard.
+    def observe(self, index: int, finished: bool = False) -> Observation:
+        """Look at block ``index``, still dense.
 
-        There are none of a block that is ``finished``: the samples only move on through it as they would have.
+        Nothing is seen of a block that is ``finished``: the samples only move on through it as they would have.
         """
         if not self._samples:
-            return {}, None
+            return Observation()
         if self._stream is None:
             self._stream = Stream(
                 self._model, self._blocks, self._batches, self._progress, held_out=self._held_out, rooms=self._rooms
@@ -78,12 +99,15 @@ class Calibration:
         if finished:
             if self._one_shot and not self._is_last(index):
                 self._stream.advance(index)
-            return {}, None
+            return Observation()
         self._guard = Guard(self._stream, index, self._ranks) if self._guards else None
         stride, keeps = max(1, self._tokens // ERROR_ROWS), self._one_shot and not self._is_last(index)
-        stats = self._stream.observe(index, stride, keeps, self._gram)
+        learns = self._learns and bool(self._blocks[index].linears)
+        wanted = Shelf(self._stream.rooms.states) if learns else None
+        stats = self._stream.observe(index, stride, keeps, self._gram, wanted)
         add_up([stats[group[0].name] for group in reader_groups(self._blocks[index].linears)], self._ranks)
-        return stats, self._guard
+        lesson = None if wanted is None else Lesson(self._stream, index, wanted, self._ranks)
+        return Observation(stats, self._guard, lesson)
 
     def advance(self, index: int) -> None:
         """Make what enters the next block, with block ``index`` as it is now."""

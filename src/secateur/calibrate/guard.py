@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from secateur.calibrate.lesson import squared_error
 from secateur.calibrate.stream import Stream
 from secateur.memory import Room, Shelf
 from secateur.ranks import Ranks
@@ -16,7 +17,7 @@ class Trial:
 
     Attributes:
         linears: their full names.
-        step: ``reconstruct`` or ``refine``.
+        step: ``reconstruct``, ``refine`` or ``tune``.
         before: the error without it; see :meth:`Guard.error`.
         after: the error with it.
         kept: whether it was kept.
@@ -52,17 +53,15 @@ class Guard:
     def error(self) -> float:
         """The error of the block's output as it is now: ‖y − y₀‖ / ‖y₀‖ of each token, root mean square over tokens.
 
-        Token by token, since the norm before the next block makes all tokens the same size: a few have
-        hidden states a hundred times larger than the rest, and would be all that counts otherwise. All ranks ask for it
-        at once, and have the same answer.
+        All ranks ask for it at once, and have the same answer.
         """
         squares, tokens = [], 0
         for batch, wanted in zip(self._batches, self._wanted, strict=True):
             now = self._stream.run(self._index, batch)
-            error = (now - wanted).float().norm(dim=-1) / wanted.float().norm(dim=-1).clamp_min(1e-12)
+            error = squared_error(now, wanted)
             real = self._stream.real[batch]
             error = error if real is None else error[real]
-            squares.append(error.square().sum(dtype=torch.float64))
+            squares.append(error.sum(dtype=torch.float64))
             tokens += error.numel()
         sums = torch.tensor([float(sum(squares)), tokens], dtype=torch.float64)
         self._ranks.sum(sums)

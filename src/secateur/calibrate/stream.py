@@ -94,7 +94,12 @@ class Stream:
         self.tokens = sum(int(real.sum()) if real is not None else x[..., 0].numel() for x, real in counted)
 
     def observe(
-        self, index: int, stride: int = 1, keep_output: bool = False, gram: bool = False
+        self,
+        index: int,
+        stride: int = 1,
+        keep_output: bool = False,
+        gram: bool = False,
+        outputs: Shelf | None = None,
     ) -> dict[str, InputStats]:
         """Statistics of what enters the linears of block ``index``, by their names in the block.
 
@@ -107,6 +112,7 @@ class Stream:
                 goes to its end all the same, and so do all in a block that uses a linear twice.
             gram: gather Gram matrices as well. Where there is no room for all of them at once there are more passes,
                 each for some of the places, whose matrices are put aside after it.
+            outputs: gets what the block makes of the batches that are not held out, whose passes then go to the end.
         """
         parts = in_parts(self.blocks[index], self.rooms.statistics.left if gram else math.inf)
         if keep_output and not parts:  # nothing of this block is pruned, and the samples have to pass it all the same
@@ -114,19 +120,25 @@ class Stream:
         stats: dict[str, InputStats] = {}
         for part in parts:
             last = part is parts[-1]
-            seen = self._observe(index, part, stride, keep_output and last, gram)
+            seen = self._observe(index, part, stride, keep_output and last, gram, outputs if last else None)
             for group in part:
                 seen[group[0].name].put_away(self.rooms.statistics, aside=not last)
             stats |= seen
         return stats
 
     def _observe(
-        self, index: int, groups: Sequence[Sequence[Linear]], stride: int, keep_output: bool, gram: bool
+        self,
+        index: int,
+        groups: Sequence[Sequence[Linear]],
+        stride: int,
+        keep_output: bool,
+        gram: bool,
+        outputs: Shelf | None,
     ) -> dict[str, InputStats]:
         """Statistics of what enters some of the linears, in one pass."""
         block = self.blocks[index]
         stats = _empty_stats(block, groups, stride, gram, self.first)
-        with _Watch(block, groups, stats, stop_early=not keep_output) as watch:
+        with _Watch(block, groups, stats, stop_early=not keep_output and outputs is None) as watch:
             for i in range(self.held_out):
                 states = self.hidden[i]
                 watch.begin(len(states), self.real[i])
@@ -134,6 +146,8 @@ class Stream:
                     output = self.run(index, i, states)
                 except StopForward:
                     continue
+                if outputs is not None:
+                    outputs.append(output)
                 if keep_output:
                     self.hidden[i] = output
         return stats

@@ -98,7 +98,7 @@ class _Pruned(Step, frozen=True, kw_only=True):
     @property
     def methods(self) -> list[str]:
         recipe = self.recipe
-        return [recipe.score, *[recipe.permute] * recipe.orders_channels, recipe.reconstruct]
+        return [recipe.score, *[recipe.permute] * recipe.orders_channels, recipe.reconstruct, *["tune"] * recipe.tune]
 
     @property
     def lines(self) -> list[str]:
@@ -116,7 +116,10 @@ class _Pruned(Step, frozen=True, kw_only=True):
             lines.append(f"Reconstruction: by {recipe.reconstruct}, kept weights make up for those that were removed")
         if recipe.refine:
             lines.append("Refinement: kept weights were exchanged for removed ones where outputs err less so")
-        if recipe.reconstruct == "none" and not recipe.refine:
+        if recipe.tune:
+            epochs = f"{recipe.epochs} epochs of Adam at {recipe.learning_rate:g}"
+            lines.append(f"Tuning: block by block, kept weights, norms and biases learned the dense output, {epochs}")
+        if not recipe.changes_weights and not recipe.refine:
             lines.append("Reconstruction: none, kept weights have their bits")
         return lines
 

@@ -86,8 +86,9 @@ def pruning_notes(manifest: dict[str, Any]) -> list[str]:
         before, after = (sum(trial[when] for trial in trials) for when in ("before", "after"))
         change = f"by {after / before - 1:+.1%}" if before else f"from zero to {after:.1g}" if after else "by nothing"
         kept = sum(trial["kept"] for trial in trials)
+        judged = "blocks" if step == "tune" else "reader groups"
         notes.append(
-            f"{step}: kept for {kept} of {len(trials)} reader groups; tried, it changes the error of the block's "
+            f"{step}: kept for {kept} of {len(trials)} {judged}; tried, it changes the error of the block's "
             f"output on {manifest['calibration']['held_out']} held-out samples {change} on average"
         )
     if short := [layer for layer in layers if layer["tokens"] is not None and layer["tokens"] < layer["shape"][1]]:

@@ -32,7 +32,7 @@ class GatheredNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(..., H)`` → ``(..., H)``."""
-        if self._fused is not None and hidden.is_cuda:
+        if self._fused is not None and hidden.is_cuda and not torch.is_grad_enabled():
             return self._fused(hidden, self.norm.weight, self.order, self.norm.variance_epsilon)
         return self.norm(hidden).index_select(-1, self.order)
 
@@ -64,6 +64,13 @@ def attach_orders(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str 
             device = next(norm.parameters(), order).device  # a norm may have none
             module.set_submodule(name, GatheredNorm(norm, order.to(device, torch.int32)))
     return genuine
+
+
+def stored_name(module: nn.Module, name: str) -> str:
+    """What a parameter of ``module`` is called where it is stored: there a norm that gathers is like any other."""
+    path, _, own = name.rpartition(".")
+    gathers = isinstance(module.get_submodule(path.rpartition(".")[0]), GatheredNorm)
+    return f"{path.rpartition('.')[0]}.{own}" if gathers else name
 
 
 def _is_rms_norm(norm: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from secateur.patterns import NM
 from secateur.permute import lsa, shortlist
 from secateur.planning.job import Job
 from secateur.pruning.order import SURVEYED_ROWS
+from secateur.pruning.prepare import Passes
 from secateur.reconstruct import admm, refine
 from secateur.reconstruct.columns import PANEL
 from secateur.scores import SCORES
@@ -44,6 +45,8 @@ SCORING = 1 / 3
 SEARCH_PASSES, VALUED, CALLS_PER_SLOT = 2, 500, 150
 # Products of all rows: ten steps of conjugate gradient, and the residual that they start from.
 CG = 11
+# A step of tuning: passes of a forward and a backward pass over a block, and bytes that its optimizer moves per weight.
+BACKWARD, STEPPED = 3, 60
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Cost:
     """An amount of work of one kind.
 
     Attributes:
-        stage: of a run: load, read, calibrate, order, prune or write.
+        stage: of a run: load, read, calibrate, order, prune, tune or write.
         what: it is for, in words.
         kind: the name of the rate, in :class:`~secateur.planning.rates.Rates`, at which it is done.
         amount: in the unit of that rate, of all processes together.
@@ -89,6 +92,7 @@ def costs_of(job: Job) -> list[Cost]:
         for works in spaces:
             add("order", works, _dealt([len(works) > 0 for works in spaces], job.ranks))
         add("prune", _judge(job, index), 1 / job.ranks)
+        add("tune", _tune(job, index), 1)
         groups = list(job.groups(block))
         sizes = [job.group_cost(block, group) for group, _ in groups]
         for group, share in groups:
@@ -244,11 +248,26 @@ def _group(job: Job) -> int:
 
 
 def _judge(job: Job, index: int) -> Iterator[Work]:
-    """What the guard runs after its first pass."""
+    """What the guard runs after its first pass, of reader groups."""
     block, passes = job.passes[index]
-    tokens = max(0, passes.judge - job.samples.held_out_tokens)
+    tokens = max(0, passes.judge - job.samples.held_out_tokens - _judged_epochs(job, passes))
     yield "guard", "products", tokens * job.block_flops(block)
     yield from _elementwise(job, block, "guard", tokens)
+
+
+def _judged_epochs(job: Job, passes: Passes) -> int:
+    """Tokens that the guard runs before and after epochs of tuning."""
+    return job.samples.held_out_tokens * (1 + job.recipe.tuning_epochs) if passes.learn else 0
+
+
+def _tune(job: Job, index: int) -> Iterator[Work]:
+    """Forward and backward, which takes two products for each of the forward pass, and the steps of the optimizer."""
+    block, passes = job.passes[index]
+    tokens = BACKWARD * passes.learn + _judged_epochs(job, passes)
+    yield "epochs", "products", tokens * job.block_flops(block)
+    yield from _elementwise(job, block, "epochs", tokens)
+    steps = passes.learn / job.samples.batches[0].numel() if passes.learn else 0
+    yield "steps", "moved", steps * STEPPED * job.block_parameters(block)
 
 
 def _prune(job: Job, block: Block, group: Sequence[Linear], share: float) -> Iterator[Work]:

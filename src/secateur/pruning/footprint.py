@@ -36,6 +36,8 @@ STORED = 3
 FLOAT = torch.float32.itemsize
 # Float32 copies of a weight while its score and mask are found, and during a step.
 SCORING, STEPPING = 6, 12
+# Float32 copies of a block while it is tuned: gradients twice, masters, two moments, values at first, at best and now.
+TUNING = 8
 # Masks of a linear that is judged: the first, the current one, and that of a step.
 MASKS = 3
 # Float32 copies of all scores that an order is searched for.
@@ -114,8 +116,9 @@ def footprint(
 
 
 def pruning(task: Task, model: PreTrainedModel, block: Block) -> int:
-    """The most that ordering and pruning ``block`` need beside it."""
-    return max(_ordering(task, block, model.config.get_text_config().hidden_size), _pruning(task, block))
+    """The most that ordering, pruning and tuning ``block`` need beside it."""
+    ordering = _ordering(task, block, model.config.get_text_config().hidden_size)
+    return max(ordering, _pruning(task, block), _tuning(task, block))
 
 
 def quantizing(task: Selection, _: PreTrainedModel, block: Block) -> int:
@@ -174,6 +177,13 @@ def _pruning(task: Task, block: Block) -> int:
     largest = max(_size(block, [linear]) for linear in block.linears)
     judged = max(_size(block, group) for group in judged_together(block.linears))
     return copies * FLOAT * largest + MASKS * judged + _factors(task, block)
+
+
+def _tuning(task: Task, block: Block) -> int:
+    """Float32 copies of a block for steps of its optimizer, and as stored before and at best. Batches are small."""
+    if not task.recipe.tuning_epochs:
+        return 0
+    return TUNING * FLOAT * sum(parameter.numel() for parameter in block.module.parameters())
 
 
 def _factors(task: Task, block: Block, *, ordering: bool = False) -> int:

@@ -167,6 +167,7 @@ class Job(Generic[S]):
             held_out=samples.held_out,
             gram=recipe.needs_gram,
             one_shot=recipe.one_shot,
+            learns=recipe.tuning_epochs > 0,
             progress=progress,
             rooms=rooms,
             ranks=self.ranks,

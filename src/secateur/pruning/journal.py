@@ -63,7 +63,7 @@ class Setting:
         if device.type == "meta":
             raise InputError("device 'meta' has no values to compute with: give auto, cpu or cuda (--device)")
         dtype = str(choose_calibration_dtype(recipe.precision, stored, device)).removeprefix("torch.")
-        return cls(str(device), dtype, torch.get_num_threads(), batch_size(recipe.length, device))
+        return cls(str(device), dtype, torch.get_num_threads(), batch_size(recipe, device))
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class Journal:
             "layers": [dataclasses.asdict(layer) for layer in results.layers],
             "quantized": [dataclasses.asdict(layer) for layer in results.quantized],
             "trials": [dataclasses.asdict(trial) for trial in results.trials],
+            "tuned": results.tuned,
             "seconds": dict(seconds),
         }
         with self.work.file(_record(block)) as path:
@@ -115,6 +116,7 @@ class Journal:
             msgspec.convert(facts["layers"], list[LayerResult]),
             msgspec.convert(facts["quantized"], list[QuantizedLayer]),
             msgspec.convert(facts["trials"], list[Trial]),
+            msgspec.convert(facts["tuned"], list[str]),
             orders,
         )
 

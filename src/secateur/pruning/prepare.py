@@ -150,18 +150,21 @@ class Passes:
 
     Attributes:
         observe: to see what enters its linears. In one-shot mode these tokens move on in the same pass.
-        judge: by the guard: dense, and at each reader group before its steps and after each.
+        judge: by the guard: dense, at each reader group before its steps and after each, and around each epoch of
+            tuning.
         advance: to make what enters the next block.
+        learn: by epochs of tuning.
     """
 
     observe: int
     judge: int
     advance: int
+    learn: int
 
     @property
     def tokens(self) -> int:
         """All of them."""
-        return self.observe + self.judge + self.advance
+        return self.observe + self.judge + self.advance + self.learn
 
 
 def passes(task: Selection, samples: Samples, index: int, finished: int = 0, room: float = math.inf) -> Passes:
@@ -172,12 +175,14 @@ def passes(task: Selection, samples: Samples, index: int, finished: int = 0, roo
     """
     block, recipe = task.blocks[index], task.recipe
     done, last = index < finished, index + 1 == len(task.blocks)
-    trials = len(judged_together(block.linears)) * (1 + len(recipe.steps))
+    epochs = recipe.tuning_epochs if block.linears and not done else 0
+    trials = len(judged_together(block.linears)) * (1 + len(recipe.steps)) + bool(epochs) + epochs
     observed = 0 if done else observations(task, index, recipe.one_shot, recipe.needs_gram, room)
     return Passes(
         observe=samples.seen_tokens * observed,
         judge=0 if done else samples.held_out_tokens * (1 + trials),
         advance=0 if last or (recipe.one_shot and not done) else samples.tokens,
+        learn=epochs * samples.seen_tokens,
     )
 
 
@@ -190,12 +195,15 @@ def observations(task: Selection, index: int, one_shot: bool, gram: bool, room: 
     return max(len(in_parts(task.blocks[index], room if gram else math.inf)), moves)
 
 
-def batch_size(length: int, device: torch.device) -> int:
-    """How many samples of ``length`` tokens a forward pass takes: the same each time on the same kind of device."""
+def batch_size(recipe: Options, device: torch.device) -> int:
+    """How many samples a forward pass takes: the same each time on the same kind of device.
+
+    Where weights learn, a batch is a step, and the same everywhere.
+    """
     tokens = TOKENS_ON_CPU
-    if device.type == "cuda":
+    if device.type == "cuda" and not recipe.tuning_epochs:
         tokens = min(TOKENS_ON_GPU, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_TOKEN)
-    return max(1, tokens // length)
+    return max(1, tokens // recipe.length)
 
 
 def draw_samples(source: Source, recipe: Options, batch: int, device: torch.device) -> Samples:

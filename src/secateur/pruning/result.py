@@ -25,7 +25,7 @@ class LayerResult:
         sparsity: the share of its weights that are zero now.
         retained: the share of the total score that its kept weights hold.
         relative_error: ‖X(W − W′)ᵀ‖ / ‖XWᵀ‖ in the Frobenius norm, over its calibration inputs X or a sample
-            of them; None when there were none.
+            of them, before it is tuned with the rest of its block; None when there were none.
         score: what it was pruned by: the recipe's score, or ri where it saw too few tokens.
         tokens: the number of calibration tokens that it was pruned by, or None.
         dead_channels: the number of its input channels that were zero at all of them, or None.
@@ -86,6 +86,7 @@ class Results:
         layers: its linears that were pruned.
         quantized: its linears that were quantized.
         trials: what the guard said of their steps.
+        tuned: the full names of tensors that were tuned and not pruned: norms and biases.
         orders: every order that was found, int64, by the full name of its space or linear.
         unpruned: of every tensor that is not pruned, or quantized, as a whole, by its full name, SHA-256 of its bytes
             as stored.
@@ -94,6 +95,7 @@ class Results:
     layers: list[LayerResult] = field(default_factory=list)
     quantized: list[QuantizedLayer] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
+    tuned: list[str] = field(default_factory=list)
     orders: dict[str, Tensor] = field(default_factory=dict)
     unpruned: dict[str, str] = field(default_factory=dict)
 
@@ -105,6 +107,7 @@ class Results:
             whole.layers += part.layers
             whole.quantized += part.quantized
             whole.trials += part.trials
+            whole.tuned += part.tuned
             whole.orders |= part.orders
             whole.unpruned |= part.unpruned
         return whole
@@ -117,6 +120,7 @@ class Results:
             "sparsity": zeros / max(1, sum(sizes)),
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "guard": [dataclasses.asdict(trial) for trial in self.trials],
+            "tuned": self.tuned,
             "seconds": clock.seconds(),
             "versions": versions(),
         }

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from secateur.calibrate.guard import Guard
+from secateur.calibrate.lesson import Lesson
 from secateur.models.blocks import Block
 from secateur.pruning.result import Results
 from secateur.stats.inputs import InputStats
@@ -20,6 +21,7 @@ class Visit:
         tensors: its tensors by full name, as stored, on the CPU; changed in place.
         stats: of what enters its linears, by their names in the block; those that share their inputs share one object.
         guard: judges its output on held-out samples, if there are any.
+        lesson: what it is to learn, if anything.
         results: of this block alone.
         quantized: by the full names of tensors, those that are written in their stead; ``tensors`` has what they decode
             to.
@@ -31,6 +33,7 @@ class Visit:
     tensors: dict[str, Tensor]
     stats: dict[str, InputStats]
     guard: Guard | None
+    lesson: Lesson | None = None
     results: Results = field(default_factory=Results)
     quantized: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     finished: bool = False

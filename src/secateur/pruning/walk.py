@@ -5,6 +5,7 @@
         observe     what the calibration samples, as the blocks before made them, put into its linears
         order       the channels of its spaces so that N:M retains more of the score; fold the orders
         prune       the linears that share their inputs: score, mask, then steps that change mask and weights
+        tune        all that is left of the block, so that it gives what the dense block gives
         write       the block, and what was done to it
         advance     the samples through the block as it is now
 
@@ -31,6 +32,7 @@ from secateur.pruning.group import prune_groups
 from secateur.pruning.order import Orderer
 from secateur.pruning.prepare import Task
 from secateur.pruning.result import LayerResult, Results
+from secateur.pruning.tuning import tune
 from secateur.pruning.visit import Visit
 from secateur.ranks import Ranks
 
@@ -71,12 +73,12 @@ def walk(
         with clock("read"):
             tensors = store.read(block)
         with clock("calibrate"):
-            stats, guard = calibration.observe(index, finished=index < finished)
+            seen = calibration.observe(index, finished=index < finished)
         where = f"block {index + 1}/{len(blocks)}"
-        work(Visit(where, block, tensors, stats, guard, finished=index < finished))
+        work(Visit(where, block, tensors, seen.stats, seen.guard, seen.lesson, finished=index < finished))
         with clock("calibrate"):
             calibration.advance(index)
-        del tensors, stats, guard
+        del tensors, seen
         store.release(block)
 
 
@@ -133,7 +135,11 @@ class Prune:
                 prune_groups(visit, some, self.task, self.ranks)
         for number, layer in enumerate(visit.results.layers):
             visit.results.layers[number] = self._with_folds(layer, shares.get(layer.name))
-        visit.guard = None  # what it holds is not kept until the block is written
+        if visit.lesson:
+            self.progress.at(f"{visit.where} · tune")
+            with self.clock("tune"):
+                tune(visit, self.task)
+        visit.guard = visit.lesson = None  # what they hold is not kept until the block is written
         with self.clock("write"):
             self.store.write(visit)
         self.results.append(visit.results)

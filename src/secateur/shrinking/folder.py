@@ -156,7 +156,7 @@ class _Job:
         )
         for index in range(len(dense.blocks)):
             with self._clock("calibrate"), dense.block(index) as (block, tensors):
-                stats, _ = calibration.observe(index)
+                stats = calibration.observe(index).stats
                 if index in self._target.open:
                     importance = of_inputs(block, dense.family, stats, self._method)
                     kept[block.prefix] = some = choose(dense.family, self._target.widths, importance)

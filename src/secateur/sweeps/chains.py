@@ -88,10 +88,10 @@ def _beside(step: str, options: Mapping[str, Any], recipe: Recipe) -> Options | 
 
 
 def _check_both(pruning: Recipe, quantizes_first: bool) -> None:
-    if quantizes_first and pruning.reconstruct != "none":
+    if quantizes_first and pruning.changes_weights:
         raise InputError(
-            f"{pruning.reconstruct} changes the weights that stay, which would leave the levels that they were "
-            "quantized to: prune first"
+            f"{'tuning' if pruning.tune else pruning.reconstruct} changes the weights that stay, which would leave the "
+            "levels that they were quantized to: prune first"
         )
     if not quantizes_first and pruning.orders_channels and pruning.fold == "gather":
         raise InputError("what is written with fold gather only loads through Secateur, and cannot be quantized")

@@ -40,7 +40,13 @@ class DenseComparison:
     """
 
     def __init__(
-        self, source: Source, dense: Source, skeleton: PreTrainedModel, task: Task, pruned: Collection[str]
+        self,
+        source: Source,
+        dense: Source,
+        skeleton: PreTrainedModel,
+        task: Task,
+        pruned: Collection[str],
+        tuned: Collection[str] = (),
     ) -> None:
         """Nothing has passed yet.
 
@@ -50,9 +56,10 @@ class DenseComparison:
             skeleton: the written one without weights, of which ``task`` has the blocks.
             task: what was to become of its linears.
             pruned: the full names of those that the manifest lists.
+            tuned: the full names of other tensors that were tuned, and so may have any values.
         """
         self.wrong: list[str] = []
-        self._dense, self._task, self._pruned = dense, task, pruned
+        self._dense, self._task, self._pruned, self._tuned = dense, task, pruned, tuned
         self._orders = read_orders(source.folder) if task.recipe.fold != "none" else {}
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(skeleton.get_input_embeddings().num_embeddings, (2, 64), generator=generator)
@@ -89,14 +96,15 @@ class DenseComparison:
         return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
     def _compare(self, unfolded: Mapping[str, Tensor], pruned: Mapping[str, Sequence[Linear]]) -> None:
-        """Of a weight that was reconstructed only the shape can be compared."""
-        reconstructed = self._task.recipe.reconstruct != "none"
+        """Of a weight that was reconstructed, and of what was tuned, only shape and type can be compared."""
+        changed = self._task.recipe.changes_weights
         for name, ours in unfolded.items():
             theirs = self._dense.read([name])[name]
             for linear in pruned.get(name, ()):
                 kept, weight = linear.view(ours), linear.view(theirs)
-                weight.copy_(kept if reconstructed else weight.where(kept != 0, 0))
-            if ours.dtype != theirs.dtype or not torch.equal(ours, theirs):
+                weight.copy_(kept if changed else weight.where(kept != 0, 0))
+            same = name in self._tuned or torch.equal(ours, theirs)
+            if ours.dtype != theirs.dtype or not same:
                 self.wrong.append(name)
 
 

@@ -73,6 +73,7 @@ class Manifest(msgspec.Struct, frozen=True):
     recipe: dict[str, Any]
     sparsity: float
     layers: list[Layer]
+    tuned: list[str] = []
     unpruned_sha256: dict[str, str] | None = None
     files: dict[str, str] | None = None
     quantization: Quantization | None = None
@@ -103,6 +104,6 @@ def read_manifest(folder: Path) -> tuple[Manifest, Recipe | None]:
     if keys & {"quantization", "rounded"} and not keys & {"recipe", "layers"}:
         found = read_as(_NeverPruned, path)
         known = (found.unpruned_sha256, found.files, found.quantization, found.rounded)
-        return Manifest({}, 0.0, [], *known), None
+        return Manifest({}, 0.0, [], [], *known), None
     manifest = read_as(Manifest, path)
     return manifest, Recipe.from_dict(manifest.recipe, str(path))

@@ -46,8 +46,8 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     as the dense one, ``weights``: every weight that is zero there is zero here, and what was not quantized is the same.
 
     Given the dense model, ``weights``: every tensor is the dense one, masked and in the recorded order of channels, bit
-    for bit (pruned weights that were reconstructed excepted); and ``logits``: the model computes the same as with all
-    channels in the dense model's order.
+    for bit (excepted are pruned weights whose kept ones were changed, and norms and biases of which the manifest says
+    that they were tuned); and ``logits``: the model computes the same as with all channels in the dense model's order.
 
     Args:
         model: the folder that was written.
@@ -90,7 +90,7 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
                 names = {f"{layer.name}.weight" for layer in layers} | {*rounded}
                 comparison = ZerosComparison(original, names, scales)
             else:
-                comparison = DenseComparison(source, original, skeleton, task, known)
+                comparison = DenseComparison(source, original, skeleton, task, known, manifest.tuned)
         difference = _pass(source, task, written, comparison)
     written.end(None if quantization or rounded or not recipe else manifest.sparsity)
     for check, where in written.failures.items():
@@ -134,9 +134,10 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     else:
         if not difference <= LOGIT_TOLERANCE:
             failures["logits"] = [f"differ by {difference:.2g} of the largest"]
+        besides = f", and {len(manifest.tuned)} norms and biases" if manifest.tuned else ""
         checked += [
-            "all tensors but these, which were reconstructed, are the dense model's in the recorded order"
-            if recipe and recipe.reconstruct != "none"
+            f"all tensors but these, whose weights were changed{besides}, are the dense model's in the recorded order"
+            if recipe and recipe.changes_weights
             else "all tensors are the dense model's, masked and in the recorded order",
             "the logits are those of the same weights in the dense model's order",
         ]
