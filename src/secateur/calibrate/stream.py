@@ -169,8 +169,14 @@ class Stream:
 
     def answer(self, batch: int, states: Tensor) -> Any:
         """The same of ``states`` that left it, through which gradients may go back."""
-        answer = states if self._besides is None else (states, *self._besides)
-        return finish(self._model, self.blocks, self._batches[batch], answer)
+        return finish(self._model, self.blocks, self._batches[batch], self._answered(states))
+
+    def left(self, batch: int) -> Any:
+        """What the last block has answered to a batch that has left it, as the model takes it."""
+        return self._answered(self.hidden[batch])
+
+    def _answered(self, states: Tensor) -> Any:
+        return states if self._besides is None else (states, *self._besides)
 
 
 class _Watch(TorchFunctionMode):
