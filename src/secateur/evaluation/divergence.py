@@ -5,7 +5,7 @@ KL(dense ‖ model) = Σ p log(p / q) over the vocabulary (Kullback and Leibler,
 zero only where the distributions are the same, and does not depend on what the text says next: few tokens tell much.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.calibrate.calls import finish
+from secateur.calibrate.divergence import divergences
 from secateur.memory import Room, Shelf
-
-# Float32 copies of so many tokens' logits are in memory at a time: those of 128,000 tokens take 130 MB each.
-TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -101,18 +99,3 @@ class Reference:
         found = list(divergences(dense[:, :-1].flatten(0, 1), logits[:, :-1].flatten(0, 1)))
         kl, same = (torch.cat(each).view(len(tokens), -1).cpu() for each in zip(*found, strict=True))
         return kl, same
-
-
-def divergences(dense: Tensor, model: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """KL(dense ‖ model) of each token in nats, float32 ``(T,)``, and whether its likeliest token is the same, bool.
-
-    Args:
-        dense: logits ``(T, V)``.
-        model: the other's.
-
-    Yields:
-        some tokens at a time, in their order.
-    """
-    for theirs, ours in zip(dense.split(TOKENS), model.split(TOKENS), strict=True):
-        p, q = theirs.float().log_softmax(-1), ours.float().log_softmax(-1)
-        yield (p.exp() * (p - q)).sum(-1), theirs.argmax(-1) == ours.argmax(-1)

@@ -77,7 +77,7 @@ def memory_of(
     work = partial(pruning, task, model)
     takes = footprint(task, _Described(model, stored), model, samples, torch.device(device), work)
     itemsize, width = next(model.parameters()).dtype.itemsize, model.config.get_text_config().hidden_size
-    states = -(-(samples.tokens + samples.held_out_tokens) // ranks) * width * itemsize
+    states = -(-(samples.tokens + 2 * samples.held_out_tokens) // ranks) * width * itemsize
     bound = task.recipe.memory
     given = parse_size(bound) - process if bound is not None else int(SHARE * free)
     stays = {"outside the blocks": takes.outer[0], "blocks": takes.block[0]}

@@ -128,6 +128,11 @@ class Samples:
         seen, judged = ranks.share(self.batches[:first]), ranks.share(self.batches[first:])
         return Samples((*seen, *judged), len(judged), self.origin)
 
+    def needed(self, everything: bool) -> "Samples":
+        """All of them, or only what both models are compared on: the rest is for blocks that are not finished."""
+        first = 0 if everything else len(self.batches) - self.held_out
+        return replace(self, batches=self.batches[first:])
+
     @property
     def tokens(self) -> int:
         """Tokens in all batches."""
@@ -152,16 +157,19 @@ class Passes:
         observe: to see what enters its linears. In one-shot mode these tokens move on in the same pass.
         judge: by the guard: dense, and at each reader group before its steps and after each.
         advance: to make what enters the next block.
+        compare: held-out samples as they would be if the blocks before were dense, or if they were pruned in one-shot
+            mode, so that both models can be compared at the end.
     """
 
     observe: int
     judge: int
     advance: int
+    compare: int
 
     @property
     def tokens(self) -> int:
         """All of them."""
-        return self.observe + self.judge + self.advance
+        return self.observe + self.judge + self.advance + self.compare
 
 
 def passes(task: Selection, samples: Samples, index: int, finished: int = 0, room: float = math.inf) -> Passes:
@@ -173,11 +181,13 @@ def passes(task: Selection, samples: Samples, index: int, finished: int = 0, roo
     block, recipe = task.blocks[index], task.recipe
     done, last = index < finished, index + 1 == len(task.blocks)
     trials = len(judged_together(block.linears)) * (1 + len(recipe.steps))
+    moved = 1 + (last and (done or not recipe.one_shot))  # behind the last block those that the guard has are there
     observed = 0 if done else observations(task, index, recipe.one_shot, recipe.needs_gram, room)
     return Passes(
         observe=samples.seen_tokens * observed,
         judge=0 if done else samples.held_out_tokens * (1 + trials),
         advance=0 if last or (recipe.one_shot and not done) else samples.tokens,
+        compare=samples.held_out_tokens * moved,
     )
 
 
