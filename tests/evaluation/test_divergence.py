@@ -39,7 +39,7 @@ def test_it_agrees_with_a_direct_computation(tmp_path, text, stride):
     kl, same = (torch.cat([each[0], each[1:, -stride:].flatten()]) for each in (kl, same))
     assert dense.divergence is None
     found = model.divergence
-    assert found and found.kl_low and found.kl_high and found.top1_low is not None and found.top1_high
+    assert found and found.kl_low and found.kl_high and found.top1_low is not None and found.top1_high is not None
     assert len(kl) == model.tokens
     assert found.kl == pytest.approx(kl.mean().item(), rel=1e-4)
     assert found.top1 == pytest.approx(same.double().mean().item(), abs=1.5 / model.tokens)
