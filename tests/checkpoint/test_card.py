@@ -273,9 +273,15 @@ def test_results_are_written_into_the_cards_of_written_folders(root, tmp_path):
     for limit in (4, 5, 5):
         _, result = measured(dense, out, text=text, limit=limit)
     card = card_of(out)
-    assert [found.metric_args["windows"] for found in card.data.eval_results] == [4, 5]
-    (found,) = card.data.eval_results[1:]
-    assert (found.dataset_name, found.metric_type, found.metric_value) == ("a|b.txt", "perplexity", result.perplexity)
+    assert [found.metric_args["windows"] for found in card.data.eval_results] == [4] * 3 + [5] * 3
+    far = result.texts[0].divergence
+    figures = [(found.metric_type, found.metric_value) for found in card.data.eval_results[3:]]
+    assert figures == [
+        ("perplexity", result.perplexity),
+        ("kl_divergence_from_dense", far.kl),
+        ("top1_agreement_with_dense", far.top1),
+    ]
+    assert {found.dataset_name for found in card.data.eval_results} == {"a|b.txt"}
     assert card.data.model_name == "pruned" and card.data.license == "other"
     assert f"perplexity | {result.perplexity:,.4g} |" in card.text and "a&#124;b.txt" in card.text
     assert "Nothing has been measured" not in card.text and card.text.endswith("My own words.\n")

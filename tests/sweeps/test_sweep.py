@@ -62,10 +62,18 @@ def test_a_row_is_what_prune_and_evaluate_make_of_it(grid, tmp_path):
     assert seen == ["llama dense", "llama magnitude seed 0", "llama ria seed 0", "llama ria seed 1"]
     recipe = Recipe(calibration=str(tmp_path / "text.txt"), samples=4, length=32, seed=1)
     manifest = secateur.prune(tmp_path / "dense", tmp_path / "by hand", recipe)
-    (measured,) = secateur.evaluate(tmp_path / "by hand", str(tmp_path / "text.txt"), window=64)
+    dense = tmp_path / "dense"
+    (measured,) = secateur.evaluate(tmp_path / "by hand", str(tmp_path / "text.txt"), window=64, dense=dense)
     outcome = outcome_of(results, 3)
     assert outcome.evaluation.perplexity == measured.perplexity
     assert outcome.evaluation.texts[0].block_nll == measured.texts[0].block_nll
+    assert outcome.evaluation.texts[0].divergence == measured.texts[0].divergence
+    found = [outcome_of(results, row).evaluation.texts[0].divergence for row in range(4)]
+    assert found[0] is None and all(far.kl > 0 for far in found[1:])
+    first, *_, last = results.summaries
+    assert (first.texts[0].kl, first.texts[0].top1) == (None, None)
+    assert last.texts[0].kl == pytest.approx((found[2].kl + found[3].kl) / 2)
+    assert f" {last.texts[0].top1:.1%}".replace("%", " %") in written(tmp_path / "out")["results.md"].decode()
     assert outcome.pruning.sparsity == manifest["sparsity"]
     assert not list((tmp_path / "out" / "models").iterdir())
     assert {path.suffix for path in (tmp_path / "out").glob("results.*")} == {".json", ".csv", ".md", ".tex"}

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from secateur.calibrate.calls import Batch
+from secateur.calibrate.divergence import TOKENS, HeldOut, divergences
 from secateur.calibrate.guard import Guard
 from secateur.calibrate.lesson import Lesson
 from secateur.calibrate.stream import Rooms, Stream
@@ -52,6 +54,7 @@ class Calibration:
         gram: bool = False,
         one_shot: bool = False,
         learns: bool = False,
+        compares: bool = False,
         progress: Progress | None = None,
         ranks: Ranks | None = None,
         rooms: Rooms | None = None,
@@ -67,6 +70,8 @@ class Calibration:
             one_shot: take all statistics from the model as it is now: samples move on through each block in the pass
                 that observes it.
             learns: blocks are to learn what they gave while they were dense; not in one shot.
+            compares: let the samples that are held out pass the dense blocks and the pruned ones, for
+                :meth:`compare`. They are token ids then.
             progress: is told of the tokens that a block has processed; of the block where there are no samples.
             ranks: those that have the same samples each take a share of them. Statistics and guard are of all, and
                 alike in every rank.
@@ -78,6 +83,7 @@ class Calibration:
         self._samples, self._guards = bool(batches), held_out > 0  # a share may be empty
         self._model, self._blocks, self._batches, self._held_out = model, blocks, (*seen, *judged), len(judged)
         self._gram, self._one_shot, self._learns = gram, one_shot, learns
+        self._compares = compares and self._guards
         self._progress = progress or Progress()
         self._rooms = rooms
         self._stream: Stream | None = None
@@ -96,9 +102,14 @@ class Calibration:
             )
             tokens = self._ranks.gather(self._stream.tokens)
             self._tokens, self._stream.first = sum(tokens), sum(tokens[: self._ranks.rank])
+            self._beside = Shelf(self._stream.rooms.states)
+            for batch in self._compared:
+                self._beside.append(self._stream.hidden[batch])
+        if not self._one_shot:
+            self._move_beside(index)
         if finished:
-            if self._one_shot and not self._is_last(index):
-                self._stream.advance(index)
+            if self._one_shot:
+                self._move(index)
             return Observation()
         self._guard = Guard(self._stream, index, self._ranks) if self._guards else None
         stride, keeps = max(1, self._tokens // ERROR_ROWS), self._one_shot and not self._is_last(index)
@@ -113,12 +124,56 @@ class Calibration:
         """Make what enters the next block, with block ``index`` as it is now."""
         if self._stream is None:
             self._progress.advance(1)
-        elif not self._is_last(index):
-            if not self._one_shot:
-                self._stream.advance(index)
-            elif self._guard is not None:  # all other samples moved on when the block was observed
+        elif not self._one_shot:
+            self._move(index)
+        else:
+            if self._guard is not None:  # all other samples moved on when the block was observed
                 self._guard.advance()
+            self._move_beside(index)
         self._guard = None
+
+    @torch.no_grad()
+    def compare(self) -> HeldOut | None:
+        """The model as its blocks were left, against the dense one, after the last block; None without a guard.
+
+        All ranks ask for it at once, and have the same answer.
+        """
+        if not self._compares or self._stream is None:
+            return None
+        sums = torch.zeros(3, dtype=torch.float64)
+        for number, batch in enumerate(self._compared):
+            states = [self._beside[number], self._stream.hidden[batch]]
+            if self._one_shot:
+                states.reverse()
+            for dense, pruned in self._stream.pieces(batch, states, TOKENS):
+                for kl, same in divergences(dense, pruned):
+                    sums += torch.tensor([kl.double().sum(), same.sum(), len(kl)], dtype=torch.float64)
+        self._ranks.sum(sums)
+        kl, same, tokens = sums.tolist()
+        return HeldOut(kl / tokens, same / tokens, int(tokens))
+
+    @property
+    def _compared(self) -> range:
+        """The batches whose hidden states wait twice: as the dense blocks made them, and as the pruned ones did.
+
+        One of both is the stream's, by which the next block is calibrated; the other moves beside it.
+        """
+        assert self._stream is not None
+        return range(self._stream.held_out, len(self._stream.hidden)) if self._compares else range(0)
+
+    def _move_beside(self, index: int) -> None:
+        """Move what is beside the stream on through block ``index``, dense or pruned, as it is now."""
+        assert self._stream is not None
+        for number, batch in enumerate(self._compared):
+            self._beside[number] = self._stream.run(index, batch, self._beside[number])
+
+    def _move(self, index: int) -> None:
+        """Move the stream on; through the last block only what is compared behind it."""
+        assert self._stream is not None
+        if not self._is_last(index):
+            self._stream.advance(index)
+        elif self._compares:
+            self._stream.advance(index, self._stream.held_out)
 
     def _is_last(self, index: int) -> bool:
         return index + 1 == len(self._blocks)

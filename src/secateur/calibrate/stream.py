@@ -7,7 +7,7 @@ on hidden states that are kept here: no signature of any transformers version is
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -152,9 +152,9 @@ class Stream:
                     self.hidden[i] = output
         return stats
 
-    def advance(self, index: int) -> None:
-        """Move the hidden states on through block ``index`` as it is now."""
-        for i in range(len(self.hidden)):
+    def advance(self, index: int, first: int = 0) -> None:
+        """Move the hidden states, from those of the batch ``first`` on, through block ``index`` as it is now."""
+        for i in range(first, len(self.hidden)):
             self.hidden[i] = self.run(index, i)
 
     @torch.no_grad()
@@ -183,8 +183,25 @@ class Stream:
 
     def answer(self, batch: int, states: Tensor) -> Any:
         """The same of ``states`` that left it, through which gradients may go back."""
-        answer = states if self._besides is None else (states, *self._besides)
-        return finish(self._model, self.blocks, self._batches[batch], answer)
+        return finish(self._model, self.blocks, self._batches[batch], self._answered(states))
+
+    def pieces(self, batch: int, several: Sequence[Tensor], length: int) -> Iterator[list[Tensor]]:
+        """The logits ``(length, V)`` of as many tokens of a batch of token ids at a time, of each of ``several`` states
+        ``(B, L, H)`` that left the last block.
+
+        What comes after the blocks knows nothing of other tokens.
+        """
+        for row, tokens in enumerate(self._batches[batch]):
+            for piece in (slice(at, at + length) for at in range(0, len(tokens), length)):
+                answers = (self._answered(states[row : row + 1, piece]) for states in several)
+                yield [finish(self._model, self.blocks, tokens[None, piece], one).logits[0] for one in answers]
+
+    def left(self, batch: int) -> Any:
+        """What the last block has answered to a batch that has left it, as the model takes it."""
+        return self._answered(self.hidden[batch])
+
+    def _answered(self, states: Tensor) -> Any:
+        return states if self._besides is None else (states, *self._besides)
 
 
 class _Watch(TorchFunctionMode):

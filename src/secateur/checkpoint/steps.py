@@ -80,10 +80,17 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         return f"## {self.done.capitalize()}\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
+class _HeldOut(msgspec.Struct, frozen=True):
+    kl: float
+    top1: float
+    tokens: int
+
+
 class _Pruned(Step, frozen=True, kw_only=True):
     recipe: Recipe
     sparsity: float
     layers: list[Any]
+    held_out: _HeldOut | None = None
 
     @property
     def done(self) -> str:
@@ -121,6 +128,11 @@ class _Pruned(Step, frozen=True, kw_only=True):
             lines.append(f"Tuning: block by block, kept weights, norms and biases learned the dense output, {epochs}")
         if not recipe.changes_weights and not recipe.refine:
             lines.append("Reconstruction: none, kept weights have their bits")
+        if far := self.held_out:
+            lines.append(
+                f"Against the dense model, on {far.tokens:,} tokens of the calibration text that were held out: "
+                f"KL divergence {far.kl:.3g} nats per token, the same likeliest next token at {far.top1:.1%}"
+            )
         return lines
 
 

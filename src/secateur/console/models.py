@@ -91,6 +91,11 @@ def pruning_notes(manifest: dict[str, Any]) -> list[str]:
             f"{step}: kept for {kept} of {len(trials)} {judged}; tried, it changes the error of the block's "
             f"output on {manifest['calibration']['held_out']} held-out samples {change} on average"
         )
+    if far := manifest.get("held_out"):
+        notes.append(
+            f"on {far['tokens']:,} held-out tokens: KL divergence from the dense model {far['kl']:.3g} nats, the same "
+            f"likeliest next token at {far['top1']:.1%}"
+        )
     if short := [layer for layer in layers if layer["tokens"] is not None and layer["tokens"] < layer["shape"][1]]:
         notes.append(f"{len(short)} linears have more input channels than calibration tokens: take more samples")
     if blind := [layer for layer in layers if layer["score"] != manifest["recipe"]["score"]]:

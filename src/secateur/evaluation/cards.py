@@ -6,6 +6,7 @@ or task, measured in the same way, is replaced; all else in the card stays, sinc
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -45,7 +46,7 @@ def write_results(folder: Path, texts: Sequence[Perplexity], tasks: Sequence[Tas
         InputError: when it cannot be read any more.
     """
     card = _read(folder)
-    now = [*map(_of_text, texts), *map(_of_task, tasks)]
+    now = [*chain.from_iterable(map(_of_text, texts)), *map(_of_task, tasks)]
     results = list({_key(result): result for result in [*(card.data.get("eval_results") or []), *now]}.values())
     card.data["eval_results"] = results
     card.data["model_name"] = card.data.get("model_name") or folder.resolve().name
@@ -67,17 +68,24 @@ def _read(folder: Path) -> ModelCard:
         raise InputError(f"{path} is no card that results could be written to ({reason(error)}): mend it") from None
 
 
-def _of_text(text: Perplexity) -> EvalResult:
+def _of_text(text: Perplexity) -> list[EvalResult]:
     known = hub_dataset(text.data)
-    return EvalResult(
-        task_type=_KIND,
-        dataset_type=known or public_name(text.data),
-        dataset_name=public_name(text.data),
-        dataset_config=text.data.removeprefix(f"{known}/") if known and text.data.startswith(f"{known}/") else None,
-        metric_type="perplexity",
-        metric_value=text.perplexity,
-        metric_args={"windows": text.windows, "window": text.window, "stride": text.stride},
-    )
+    far = text.divergence
+    figures = {"perplexity": text.perplexity}
+    if far:  # KL in nats per token, top-1 as a share of the tokens
+        figures |= {"kl_divergence_from_dense": far.kl, "top1_agreement_with_dense": far.top1}
+    return [
+        EvalResult(
+            task_type=_KIND,
+            dataset_type=known or public_name(text.data),
+            dataset_name=public_name(text.data),
+            dataset_config=text.data.removeprefix(f"{known}/") if known and text.data.startswith(f"{known}/") else None,
+            metric_type=metric,
+            metric_value=figure,
+            metric_args={"windows": text.windows, "window": text.window, "stride": text.stride},
+        )
+        for metric, figure in figures.items()
+    ]
 
 
 def _of_task(score: TaskScore) -> EvalResult:

@@ -2,21 +2,24 @@
 
 import gc
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secateur import data as texts
 from secateur.checkpoint import Source, check_there, local_folder
-from secateur.devices import check_dtype, choose_device, choose_dtype
+from secateur.devices import check_dtype, choose_device, choose_dtype, free_memory
 from secateur.errors import InputError
 from secateur.evaluation.cards import folders_with_cards, write_results
+from secateur.evaluation.divergence import Reference
 from secateur.evaluation.memory import free_beside
-from secateur.evaluation.perplexity import Perplexity, cut, measure
+from secateur.evaluation.perplexity import CPU, Perplexity, cut, measure
 from secateur.evaluation.zero_shot import TaskScore, find_tasks, score
+from secateur.memory import Room
 from secateur.progress import Progress
 from secateur.runtime.loading import FREE, load
+from secateur.runtime.offloading import offload
 from secateur.sizes import parse_size
 
 
@@ -57,9 +60,12 @@ def evaluate(
     dtype: str = "auto",
     memory: str | None = None,
     card: bool = False,
+    dense: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Measure written models, one after the other, on the same texts and tasks.
+
+    Each is compared with the dense model, token by token, where it has the same vocabulary and reads the same tokens.
 
     Args:
         models: hub names, folders or ``.gguf`` files; one of them, or several.
@@ -78,6 +84,7 @@ def evaluate(
             needs more one block is in memory at a time: it is read once for all texts, and once for each batch of
             questions.
         card: write what is measured into the cards of those of the models that Secateur wrote.
+        dense: the dense model, which reads the texts too and is not among the results; by default the first of several.
         progress: is told how far it is.
 
     Raises:
@@ -98,34 +105,54 @@ def evaluate(
     progress = progress or Progress()
     chosen = choose_device(device)
     need = limit * (window or 2048) if limit else None
-    for name in names:  # before a text is fetched
+    aside = [] if dense is None else [str(dense)]
+    for name in (*aside, *names):  # before a text is fetched
         check_there(name)
     carded = folders_with_cards(names) if card else []
     sources = [texts.load_text(source, "evaluation", need) for source in asked]
     found = find_tasks(wanted, task_files, shots) if wanted or task_files else None
+    compares = bool(sources) and len(aside) + len(names) > 1
+    reference: Reference | None = None
 
-    def one(name: str) -> Evaluation:
+    def one(name: str, asks: bool, room: Room | None) -> Evaluation:
+        """Measure a model, and keep in ``room`` what the others are compared with, if there is one."""
+        nonlocal reference
         with local_folder(name) as folder:
-            source = Source(folder)
+            source, keep = Source(folder), None
             tokenizer, precision = source.tokenizer(), choose_dtype(dtype, source.precision, chosen)
             cuts = [cut(text, tokenizer, source.config, window=window, stride=stride, limit=limit) for text in sources]
-            model = load(folder, precision, chosen, memory=memory or FREE)
-            free = free_beside(model, memory)
-            perplexities = measure(model, cuts, free=free, progress=progress, name=name)
+            model = load(folder, precision, chosen, memory=_beside(reference, memory) or FREE)
+            if room:
+                with suppress(InputError):  # where it has no blocks of which one runs after the other
+                    outside = model if model.offloaded else offload(source, precision, chosen)
+                    keep = Reference(outside, [each.windows for each in cuts], room)
+            free = free_beside(model, _beside(reference if model.offloaded else reference or keep, memory))
+            perplexities = measure(model, cuts, free=free, reference=reference, keep=keep, progress=progress, name=name)
+            reference = reference or keep
             scores = []
-            if found:
+            if found and asks:
                 with redirect_stdout(None):  # lm-eval prints there, amid results
                     scores = score(model, tokenizer, found, free=free, limit=task_limit, progress=progress, name=name)
         return Evaluation(name, str(precision).removeprefix("torch."), tuple(perplexities), tuple(scores))
 
     results = []
-    with progress:
-        for name in names:
-            results.append(one(name))
-            if name in carded:
-                write_results(Path(name), results[-1].texts, results[-1].tasks)
+    # A bound on the host's memory leaves none for hidden states, which wait in a file then.
+    bounded = memory is not None and chosen.type == "cpu"
+    with progress, Room({} if bounded else {CPU: free_memory(CPU) // 4}) as room:
+        for number, name in enumerate((*aside, *names)):
+            result = one(name, number >= len(aside), room if compares and not number else None)
             gc.collect()  # lm-eval's wrapper refers to itself, and with it to the model: two would be in memory
+            if number < len(aside):
+                continue
+            results.append(result)
+            if name in carded:
+                write_results(Path(name), result.texts, result.tasks)
     return results
+
+
+def _beside(reference: Reference | None, memory: str | None) -> str | None:
+    """What is left of so much memory beside what is kept of the dense model."""
+    return memory and str(max(1, parse_size(memory) - (reference.nbytes if reference else 0)))
 
 
 def _listed(names: Sequence[str | Path] | str | Path) -> list[Any]:

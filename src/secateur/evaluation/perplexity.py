@@ -10,18 +10,22 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from secateur import data
+from secateur.calibrate.calls import finish
 from secateur.calibrate.stream import Rooms, Stream
 from secateur.checkpoint import context_of
 from secateur.data.sources import Text
 from secateur.data.tokens import Tokenizer
 from secateur.devices import free_memory
 from secateur.errors import InputError
+from secateur.evaluation.divergence import Divergence, Reference
 from secateur.evaluation.memory import tokens_at_a_time
 from secateur.evaluation.uncertainty import block_means, interval
 from secateur.memory import Room
@@ -47,7 +51,9 @@ class Perplexity:
         tokens: number of predicted tokens.
         text_sha256: of the whole text, as UTF-8, before it was cut.
         tokens_sha256: of the windows' token ids. Perplexities compare when it is equal.
-        seconds: what the forward passes took.
+        seconds: what the forward passes took, and the comparison with the dense model.
+        divergence: how far the model is from the dense one; None of that one, where there is none, and where the
+            tokens or the vocabulary are others.
     """
 
     data: str
@@ -63,6 +69,7 @@ class Perplexity:
     text_sha256: str
     tokens_sha256: str
     seconds: float
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,14 @@ def cut(
 
 
 def measure(
-    model: PreTrainedModel, cuts: Sequence[Cut], *, free: int, progress: Progress | None = None, name: str = "the model"
+    model: PreTrainedModel,
+    cuts: Sequence[Cut],
+    *,
+    free: int,
+    reference: Reference | None = None,
+    keep: Reference | None = None,
+    progress: Progress | None = None,
+    name: str = "the model",
 ) -> list[Perplexity]:
     """Measure the perplexity of a loaded model on each text.
 
@@ -117,44 +131,60 @@ def measure(
 
     Args:
         free: bytes that activations may take.
+        reference: what is kept of the dense model, to compare this one with.
+        keep: gets what is kept of this one.
         progress: is told how far it is, under the model's ``name``.
 
     Raises:
         InputError: when the model's logits are no numbers.
     """
     progress = progress or Progress()
+    batches = [list(_batches(model, each.windows, free)) for each in cuts]
+
+    def of_text(number: int, passes: Iterator[tuple[Tensor, Any]]) -> list[Tensor]:
+        """Of each predicted token the loss, and what the reference has to say, ``(n, L - 1)``."""
+        first = reference.first_window(number, model, cuts[number].windows) if reference else None
+        found = []
+        for tokens, (logits, output) in zip(batches[number], passes, strict=False):
+            losses: tuple[Tensor, ...] = (_token_nll(logits, tokens),)
+            if reference and first is not None:
+                losses += reference.compare(logits, tokens, first)
+                first += len(tokens)
+            if keep:
+                keep.keep(output)
+            found.append(losses)
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
     if model.offloaded and cuts:
         tokens = sum(each.windows.numel() for each in cuts)
         texts = ", ".join(each.text.source for each in cuts)
         progress.start(f"perplexity of {name} on {texts}", tokens * len(model.offloaded.blocks))
         began = time.perf_counter()
-        losses = streamed_nll(model, [each.windows for each in cuts], free, progress)
+        passes = _streamed(model, list(chain.from_iterable(batches)), free, progress)
+        found = [of_text(number, passes) for number in range(len(cuts))]
         rate = (time.perf_counter() - began) / tokens
-        return [_perplexity(one, nll, rate * one.windows.numel(), name) for one, nll in zip(cuts, losses, strict=True)]
+        return [
+            _perplexity(one, losses, rate * one.windows.numel(), name) for one, losses in zip(cuts, found, strict=True)
+        ]
     results = []
-    for each in cuts:
+    for number, each in enumerate(cuts):
         progress.start(f"perplexity of {name} on {each.text.source}", each.windows.numel())
         began = time.perf_counter()
-        nll = token_nll(model, each.windows, free, progress)
-        results.append(_perplexity(each, nll, time.perf_counter() - began, name))
+        losses = of_text(number, _whole(model, batches[number], progress, keep.last if keep else None))
+        results.append(_perplexity(each, losses, time.perf_counter() - began, name))
     return results
 
 
-def _perplexity(cut: Cut, nll: Tensor, seconds: float, name: str) -> Perplexity:
-    """What the negative log-likelihoods of the tokens of all windows, ``(n, L - 1)``, come to."""
-    losses, windows, source = nll.double(), cut.windows, cut.text.source
-    if wrong := int(losses.isnan().any(1).sum()):
+def _perplexity(cut: Cut, losses: Sequence[Tensor], seconds: float, name: str) -> Perplexity:
+    """What all tokens of all windows come to, ``(n, L - 1)``: their losses, and what compares them with the dense."""
+    nll, *compared = (each.double() for each in losses)
+    windows, source = cut.windows, cut.text.source
+    if wrong := int(nll.isnan().any(1).sum()):
         raise InputError(
             f"{name} gives logits that are no numbers (NaN) in {wrong} of {len(windows)} windows of {source}: its "
             "weights are damaged, or overflow in this precision (--dtype float32)"
         )
-    # A window predicts all but its first token; of these, the ones before the last ``step`` were predicted before.
-    fresh = losses[:, -cut.step :]
-    totals, counts = fresh.sum(1), torch.full((len(fresh),), float(fresh.shape[1]), dtype=torch.float64)
-    totals[0], counts[0] = losses[0].sum(), losses.shape[1]
-    mean = (totals.sum() / counts.sum()).item()
-    blocks = block_means(totals, counts)
-    between = interval(mean, blocks)
+    tokens, mean, blocks, between = _mean(nll, cut.step)
     return Perplexity(
         data=source,
         perplexity=_exp(mean),
@@ -165,11 +195,37 @@ def _perplexity(cut: Cut, nll: Tensor, seconds: float, name: str) -> Perplexity:
         window=windows.shape[1],
         stride=cut.step,
         windows=len(windows),
-        tokens=int(counts.sum()),
+        tokens=tokens,
         text_sha256=data.digest(cut.text.joined),
         tokens_sha256=data.digest(windows),
         seconds=round(seconds, 3),
+        divergence=_divergence(compared, cut.step) if compared else None,
     )
+
+
+def _divergence(compared: Sequence[Tensor], step: int) -> Divergence:
+    (_, kl, _, between), (_, top1, _, shares) = (_mean(each, step) for each in compared)
+    return Divergence(
+        kl=kl,
+        kl_low=max(0.0, between[0]) if between else None,
+        kl_high=between[1] if between else None,
+        top1=top1,
+        top1_low=max(0.0, shares[0]) if shares else None,
+        top1_high=min(1.0, shares[1]) if shares else None,
+    )
+
+
+def _mean(each: Tensor, step: int) -> tuple[int, float, tuple[float, ...], tuple[float, float] | None]:
+    """The number of tokens, the mean of what each has, float64 ``(n, L - 1)``, that of blocks, and the 95 % interval.
+
+    A window predicts all but its first token; of these, the ones before the last ``step`` were predicted before.
+    """
+    fresh = each[:, -step:]
+    totals, counts = fresh.sum(1), torch.full((len(fresh),), float(fresh.shape[1]), dtype=torch.float64)
+    totals[0], counts[0] = each[0].sum(), each.shape[1]
+    mean = (totals.sum() / counts.sum()).item()
+    blocks = block_means(totals, counts)
+    return int(counts.sum()), mean, blocks, interval(mean, blocks)
 
 
 def window_of(config: PreTrainedConfig, asked: int | None) -> int:
@@ -185,27 +241,31 @@ def window_of(config: PreTrainedConfig, asked: int | None) -> int:
 
 
 @torch.no_grad()
-def token_nll(model: PreTrainedModel, windows: Tensor, free: int, progress: Progress) -> Tensor:
-    """Negative log-likelihood, in nats, of ``windows`` ``(n, L)`` after each first token: float32 ``(n, L - 1)``.
-
-    Args:
-        free: bytes that activations may take.
-    """
-    losses = []
-    for tokens in _batches(model, windows, free):
-        losses.append(_token_nll(model(tokens, use_cache=False).logits, tokens))
-        progress.advance(tokens.numel())
-    return torch.cat(losses)
+def _whole(
+    model: PreTrainedModel, batches: Sequence[Tensor], progress: Progress, last: str | None
+) -> Iterator[tuple[Tensor, Any]]:
+    """Logits ``(B, L, V)`` of each batch, and what the block of the name ``last`` gives, if it is wanted."""
+    outputs: list[Any] = [None]
+    hook = last and model.get_submodule(last).register_forward_hook(lambda _, __, output: outputs.append(output))
+    try:
+        for tokens in batches:
+            yield model(tokens, use_cache=False).logits, outputs[-1]
+            del outputs[1:]
+            progress.advance(tokens.numel())
+    finally:
+        if hook:
+            hook.remove()
 
 
 @torch.no_grad()
-def streamed_nll(model: PreTrainedModel, texts: Sequence[Tensor], free: int, progress: Progress) -> list[Tensor]:
-    """The same of several texts and an offloaded model: all windows pass each block while it is in memory.
+def _streamed(
+    model: PreTrainedModel, batches: Sequence[Tensor], free: int, progress: Progress
+) -> Iterator[tuple[Tensor, Any]]:
+    """The same of an offloaded model and the batches of all texts, which pass each block while it is in memory.
 
     Hidden states wait in half of what is free, then in half of what is free on the host, then in a file.
     """
     offloaded = model.offloaded
-    batches = [batch for windows in texts for batch in _batches(model, windows, free)]
     places = {model.device: free // 2}
     places.setdefault(CPU, free_memory(CPU) // 2)
     with Room(places) as room:
@@ -215,8 +275,9 @@ def streamed_nll(model: PreTrainedModel, texts: Sequence[Tensor], free: int, pro
                 stream = stream or Stream(model, offloaded.blocks, batches, progress, rooms=Rooms(states=room))
                 stream.advance(index)
         assert stream is not None
-        losses = [_token_nll(stream.output(number).logits, tokens) for number, tokens in enumerate(batches)]
-    return list(torch.cat(losses).split([len(windows) for windows in texts]))
+        for number in range(len(batches)):
+            output = stream.left(number)
+            yield finish(model, offloaded.blocks, batches[number], output).logits, output
 
 
 def _batches(model: PreTrainedModel, windows: Tensor, free: int) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """Prune a model folder: from a checkpoint to a checkpoint, with one block in memory."""
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from secateur import __version__
 from secateur.calibrate.calibration import Calibration
+from secateur.calibrate.divergence import HeldOut
 from secateur.calibrate.stream import Rooms
 from secateur.checkpoint import Source, Writer, load_into
 from secateur.devices import threads
@@ -73,7 +75,7 @@ def prune(
             job.begin(work, command_of(model, out, recipe, force))
             writer = Writer(work, 1 + len(job.task.blocks), elsewhere=not ranks.first)
             with job.rooms(work) as rooms:
-                results, orders = _run(job, writer, Journal(work), rooms, progress, clock)
+                results, orders, held_out = _run(job, writer, Journal(work), rooms, progress, clock)
         manifest = {
             "secateur": __version__,
             "model": str(model),
@@ -86,6 +88,7 @@ def prune(
             "skipped": job.task.skipped,
             "left_dense": left_dense(job.task.blocks, job.task.skipped),
             **results.report(clock),
+            "held_out": held_out and asdict(held_out),
             "unpruned_sha256": results.unpruned,
         }
         if ranks.first:
@@ -96,8 +99,10 @@ def prune(
 
 def _run(
     job: Job[Task], writer: Writer, journal: Journal, rooms: Rooms, progress: Progress, clock: Clock
-) -> tuple[Results, dict[str, Tensor]]:
-    """Prune and write all tensors of the model; what was done, and all orders, by the names of their spaces."""
+) -> tuple[Results, dict[str, Tensor], HeldOut | None]:
+    """Prune and write all tensors of the model; what was done, all orders, by the names of their spaces, and how far
+    the guard's samples find it from the dense one.
+    """
     task, recipe = job.task, job.task.recipe
     ranks, orderer = job.ranks, Orderer(task, job.ranks)
     shared = journal.orders()
@@ -119,9 +124,9 @@ def _run(
             writer.add(job.source.stacks.split(job.outer))
             results = [Results(unpruned=unpruned_digests(job.outer))]
         work = Prune(task, orderer, store, progress, clock, results, ranks)
-        job.write_blocks(store, rooms, progress, clock, work, finished)
+        held_out = job.write_blocks(store, rooms, progress, clock, work, finished)
     whole = Results.of(results)
-    return whole, orderer.shared | whole.orders
+    return whole, orderer.shared | whole.orders, held_out
 
 
 def _survey(

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from secateur.calibrate.divergence import TOKENS
 from secateur.devices import free_memory, resident_memory
 from secateur.errors import InputError
 from secateur.models.blocks import Block
@@ -44,6 +45,8 @@ MASKS = 3
 SEARCHING = 4
 # A Gram matrix: copies of it as it is, with the factor of its inverse, and with its spectrum.
 PLAIN, FACTORED, SPECTRAL = 3, 5, 7
+# Copies of the logits of those tokens whose distributions are compared at a time.
+LOGITS = 7
 # Activations of a batch: copies of its hidden states, and of what all linears of a block put out.
 STATES, OUTPUTS = 8, 3
 
@@ -112,7 +115,7 @@ def footprint(
     meant = [block for block in task.blocks if block.linears]
     works = [max(_observing(task, block, model, samples), work(block)) for block in meant]
     waiting = [_waiting(task, block, guarded=samples.held_out > 0) for block in meant]
-    return Footprint(outer, max(blocks, key=sum), max(works), max(waiting))
+    return Footprint(outer, max(blocks, key=sum), max(*works, _comparing(model, samples)), max(waiting))
 
 
 def pruning(task: Task, model: PreTrainedModel, block: Block) -> int:
@@ -153,6 +156,11 @@ def _observing(task: Selection, block: Block, model: PreTrainedModel, samples: S
     if getattr(config, "_attn_implementation", None) == "eager":
         states += config.num_attention_heads * length * (itemsize + 2 * FLOAT)
     return tokens * states + (gram_bytes(widest) if task.recipe.needs_gram else 0)
+
+
+def _comparing(model: PreTrainedModel, samples: Samples) -> int:
+    """Logits of some tokens by the dense model and by the pruned one, and what their divergence is computed of."""
+    return LOGITS * FLOAT * TOKENS * model.config.get_text_config().vocab_size if samples.held_out else 0
 
 
 def _ordering(task: Task, block: Block, width: int) -> int:

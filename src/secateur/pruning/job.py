@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 
 from secateur import __version__
 from secateur.calibrate.calibration import Calibration
+from secateur.calibrate.divergence import HeldOut
 from secateur.calibrate.stream import Rooms
 from secateur.checkpoint import Source, Workspace, check_apart, check_finite, local_folder
 from secateur.checkpoint.workspace import Journal as WorkspaceJournal
 from secateur.checkpoint.workspace import differences
-from secateur.devices import DTYPES, choose_device
+from secateur.devices import DTYPES, choose_device, full_precision
 from secateur.digests import tensors_digest
 from secateur.errors import InputError
 from secateur.memory import Room
@@ -144,8 +145,9 @@ class Job(Generic[S]):
             finished: so many blocks were finished by an earlier run.
             room: bytes of Gram matrices that are gathered at once.
         """
-        samples, blocks = self.samples.share(self.ranks), len(self.task.blocks)
-        if not samples.batches or finished == blocks:
+        blocks = len(self.task.blocks)
+        samples = self.samples.needed(finished < blocks).share(self.ranks)
+        if not samples.batches:
             return blocks, "blocks"
         return sum(passes(self.task, samples, index, finished, room).tokens for index in range(blocks)), "tokens"
 
@@ -157,21 +159,27 @@ class Job(Generic[S]):
         clock: Clock,
         work: Callable[[Visit], None],
         finished: int,
-    ) -> None:
-        """Do ``work`` at every block but the ``finished`` ones, until all are written."""
-        recipe, samples, blocks = self.task.recipe, self.samples, self.task.blocks
+    ) -> HeldOut | None:
+        """Do ``work`` at every block but the ``finished`` ones, until all are written; what the guard's samples say."""
+        recipe, blocks = self.task.recipe, self.task.blocks
+        samples = self.samples.needed(finished < len(blocks))
         calibration = Calibration(
             self.skeleton,
             blocks,
-            samples.batches if finished < len(blocks) else (),  # after the last block nobody asks for them
+            samples.batches,
             held_out=samples.held_out,
             gram=recipe.needs_gram,
             one_shot=recipe.one_shot,
             learns=recipe.tuning_epochs > 0,
+            compares=True,
             progress=progress,
             rooms=rooms,
             ranks=self.ranks,
         )
         walk(blocks, store, calibration, clock, work, finished)
+        self.skeleton.tie_weights()  # blocks need no head
+        with clock("calibrate"), full_precision():
+            held_out = calibration.compare()
         with clock("write"):
             store.finish()
+        return held_out

@@ -128,6 +128,11 @@ class Samples:
         seen, judged = ranks.share(self.batches[:first]), ranks.share(self.batches[first:])
         return Samples((*seen, *judged), len(judged), self.origin)
 
+    def needed(self, everything: bool) -> "Samples":
+        """All of them, or only what both models are compared on: the rest is for blocks that are not finished."""
+        first = 0 if everything else len(self.batches) - self.held_out
+        return replace(self, batches=self.batches[first:])
+
     @property
     def tokens(self) -> int:
         """Tokens in all batches."""
@@ -154,17 +159,20 @@ class Passes:
             tuning.
         advance: to make what enters the next block.
         learn: by epochs of tuning.
+        compare: held-out samples as they would be if the blocks before were dense, or if they were pruned in one-shot
+            mode, so that both models can be compared at the end.
     """
 
     observe: int
     judge: int
     advance: int
     learn: int
+    compare: int
 
     @property
     def tokens(self) -> int:
         """All of them."""
-        return self.observe + self.judge + self.advance + self.learn
+        return self.observe + self.judge + self.advance + self.learn + self.compare
 
 
 def passes(task: Selection, samples: Samples, index: int, finished: int = 0, room: float = math.inf) -> Passes:
@@ -177,12 +185,14 @@ def passes(task: Selection, samples: Samples, index: int, finished: int = 0, roo
     done, last = index < finished, index + 1 == len(task.blocks)
     epochs = recipe.tuning_epochs if block.linears and not done else 0
     trials = len(judged_together(block.linears)) * (1 + len(recipe.steps)) + bool(epochs) + epochs
+    moved = 1 + (last and (done or not recipe.one_shot))  # behind the last block those that the guard has are there
     observed = 0 if done else observations(task, index, recipe.one_shot, recipe.needs_gram, room)
     return Passes(
         observe=samples.seen_tokens * observed,
         judge=0 if done else samples.held_out_tokens * (1 + trials),
         advance=0 if last or (recipe.one_shot and not done) else samples.tokens,
         learn=epochs * samples.seen_tokens,
+        compare=samples.held_out_tokens * moved,
     )
 
 

@@ -1,13 +1,14 @@
 """What became of a sweep: its rows, and their means over seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from secateur.evaluation.comparison import Comparison, compare, compare_task
+from secateur.evaluation.divergence import Divergence
 from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.zero_shot import TaskScore, first_metrics
 from secateur.recipe import QuantizationRecipe
@@ -15,6 +16,9 @@ from secateur.sweeps.chains import as_data
 from secateur.sweeps.grid import Grid, Row
 from secateur.sweeps.variants import Skipped, Variant
 from secateur.sweeps.work import Outcome
+
+# The figures of a :class:`~secateur.evaluation.divergence.Divergence`.
+DIVERGENCE = tuple(field.name for field in fields(Divergence))
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,12 @@ class TextSummary:
         rise_high: upper end.
         prevented: share of the baseline's rise that this variant avoids (RIA, Appendix J), seed by seed; None for the
             baseline itself and where there is none.
+        kl: KL divergence from the dense model, in nats per token; None for that one, or where tokens differ.
+        kl_low: lower end of its interval.
+        kl_high: upper end.
+        top1: share of tokens for which the dense model finds the same next token likeliest.
+        top1_low: lower end of its interval.
+        top1_high: upper end.
         better: whether each row is better than the dense model beyond chance.
     """
 
@@ -81,6 +91,12 @@ class TextSummary:
     rise_low: float | None
     rise_high: float | None
     prevented: float | None
+    kl: float | None
+    kl_low: float | None
+    kl_high: float | None
+    top1: float | None
+    top1_low: float | None
+    top1_high: float | None
     better: bool
 
 
@@ -257,6 +273,7 @@ def _texts(evaluations: list[Evaluation], against: list[list[Comparison | None]]
         texts = [evaluation.texts[place] for evaluation in evaluations]
         compared = [row[place] for row in against]
         rises = [one for one in compared if one] if compared and None not in compared else []
+        far = [text.divergence for text in texts]
         summaries.append(
             TextSummary(
                 data=first.data,
@@ -267,6 +284,7 @@ def _texts(evaluations: list[Evaluation], against: list[list[Comparison | None]]
                 rise_low=_mean([one.rise_low for one in rises]),
                 rise_high=_mean([one.rise_high for one in rises]),
                 prevented=_mean([one.prevented for one in rises]),
+                **{name: _mean([getattr(one, name, None) for one in far]) for name in DIVERGENCE},
                 better=bool(rises) and all(one.better for one in rises),
             )
         )

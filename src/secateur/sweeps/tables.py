@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateur.sweeps.results import Mean, Results, Summary, TextSummary
+from secateur.sweeps.results import DIVERGENCE, Mean, Results, Summary, TextSummary
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -46,13 +46,13 @@ def table(results: Results) -> Table:
     """A row for each model and variant of a sweep. What no row has is left out.
 
     Of each text the perplexity, with its sample standard deviation over seeds where there are several, its 95 %
-    interval, the rise against the dense model and the share of the baseline's rise that is prevented; of each task the
-    first metric and its standard error over the items, in percent. A star is at what is better than the dense model's
-    beyond chance, by paired differences.
+    interval, the rise against the dense model, the share of the baseline's rise that is prevented, the KL divergence
+    from the dense model and the top-1 agreement with it; of each task the first metric and its standard error over the
+    items, in percent. A star is at what is better than the dense model's beyond chance, by paired differences.
     """
     words = 1 + len(results.axes)
     texts = [
-        (f"perplexity {name}", "95 %", "rise", "prevented")
+        (f"perplexity {name}", "95 %", "rise", "prevented", "KL, nats", "top-1")
         for name in _short([text.data for text in _first(results, "texts")])
     ]
     tasks = [(f"{task.task} {task.metric}, %", "error") for task in _first(results, "tasks")]
@@ -103,6 +103,8 @@ def _text(text: TextSummary) -> Parts:
         between,
         _share(text.rise, "+,.1%"),
         _share(text.prevented, ",.0%"),
+        _plain(text.kl),
+        _share(text.top1, ".1%"),
     )
 
 
@@ -211,6 +213,7 @@ def _record(results: Results, summary: Summary) -> dict[str, str | float | None]
             "rise_low": text.rise_low,
             "rise_high": text.rise_high,
             "prevented": text.prevented,
+            **{name: getattr(text, name) for name in DIVERGENCE},
         }
         record |= {f"{text.data} {name}": number for name, number in numbers.items()}
     for task in summary.tasks:

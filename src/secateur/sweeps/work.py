@@ -132,6 +132,7 @@ def _do(job: Job) -> Outcome:
             shots=protocol.shots,
             device=protocol.device,
             dtype=protocol.dtype,
+            dense=job.model if stages else None,
         )
     seconds = round(time.perf_counter() - began, 3)
     method = " + ".join(fact.method for fact in facts.values()) or DENSE  # labels may change, and folders do
