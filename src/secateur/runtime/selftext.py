@@ -1,16 +1,16 @@
 """Text that a model writes itself, to calibrate it on where there is no other.
 
-What a model was trained on it can be made to say again. Each sample begins with a random word of its vocabulary, so
-that no two are alike; the likeliest words follow, which turns that one into the beginning of something; all others are
-drawn as the model's probabilities have them (LLM-QAT, Liu et al., 2024: arXiv 2305.17888). A text that ends is followed
-by another, as in training. Calibrating so was compared with real text by Williams, Chrysostomou and Aletras, 2025
-(arXiv 2410.17711), who begin with the same word each time, at a temperature that falls.
+Each sample begins with a random token of the vocabulary, as in LLM-QAT (Liu et al., arXiv 2305.17888), since a model
+that was trained on chats has little to say after the same beginning. What follows is drawn as the model's probabilities
+have it, so that the text is as likely as what it was trained on. LLM-QAT takes the likeliest tokens after the first,
+which made worse beginnings (docs/calibration.md); Williams, Chrysostomou and Aletras (arXiv 2410.17711), who calibrate
+pruning and quantization so, begin alike, at a temperature that falls. A text that ends is followed by another.
 
 Some texts fall into repetition, which the model finds more likely than any real text, and some lose their thread, which
 it finds less likely. Of each batch of :data:`WRITTEN` samples, those of the lowest and of the highest perplexity go, by
 the model itself, as many of the one as of the other, and :data:`KEPT` are left.
 
-Writing takes a pass through the whole model for each word, so that what was written is kept, in
+Writing takes a pass through the whole model for each token, so that what was written is kept, in
 :mod:`secateur.checkpoint.cache`. Batches are drawn one by one: the first of many samples are those of few.
 """
 
@@ -42,8 +42,7 @@ from secateur.sizes import parse_size, show_size
 
 # Samples that are written together, and how many of them are kept.
 WRITTEN, KEPT = 16, 12
-# How many of the likeliest words follow the first.
-GREEDY = 4
+TEMPERATURE = 1.0
 # To be raised whenever the same model comes to write something else.
 VERSION = 1
 # Texts in the cache: each takes a few megabytes.
@@ -107,8 +106,7 @@ def origin() -> dict[str, Any]:
     return {
         "version": VERSION,
         "first": "a random token of the vocabulary",
-        "greedy": GREEDY,
-        "temperature": 1.0,
+        "temperature": TEMPERATURE,
         "kept": [KEPT, WRITTEN],
         "dropped": "as many of the lowest as of the highest perplexity under the model itself",
     }
@@ -139,10 +137,9 @@ class _Writer:
         with naming("the model's tokenizer", "cannot encode the text"):
             self._start: list[int] = tokenizer("").input_ids[:1]  # with some, every text begins with one token
         special = {*tokenizer.all_special_ids}
-        words = min(len(tokenizer), source.config.get_text_config().vocab_size)
-        self._words = torch.tensor([word for word in range(words) if word not in special])
-        least = len(self._start) + 1 + GREEDY + 1
-        if length < least:
+        tokens = min(len(tokenizer), source.config.get_text_config().vocab_size)
+        self._tokens = torch.tensor([token for token in range(tokens) if token not in special])
+        if length < (least := len(self._start) + 2):
             raise InputError(f"a model writes samples of {least} tokens or more, not of {length} (--length)")
 
     @property
@@ -188,30 +185,25 @@ class _Writer:
     def _batch(self, model: PreTrainedModel, number: int) -> Tensor:
         """Those samples of a batch that are kept, in the order in which they were written."""
         torch.manual_seed(random.Random(f"{self._seed} {number}").getrandbits(63))
-        first = self._words[torch.randint(len(self._words), (WRITTEN, 1))]
+        first = self._tokens[torch.randint(len(self._tokens), (WRITTEN, 1))]
         start = torch.tensor(self._start, dtype=torch.int64).expand(WRITTEN, -1)
-        ids = torch.cat([start, first], 1).to(self._device)
-        ids = self._continued(model, ids, GREEDY, do_sample=False)
-        ids = self._continued(
-            model, ids, self._length - ids.shape[1], do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+        prompt = torch.cat([start, first], 1).to(self._device)
+        ids: Tensor = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=self._length - prompt.shape[1],
+            pad_token_id=0,  # nothing is padded, but it wants to know
+            do_sample=True,
+            temperature=TEMPERATURE,
+            top_k=0,
+            top_p=1.0,
+            streamer=_Teller(self._progress),
         )
         losses = torch.tensor([_mean_nll(model, sample) for sample in ids])
         if losses.isnan().any():
             raise InputError("it gives logits that are no numbers (NaN)")
         middle = losses.argsort(stable=True)[(WRITTEN - KEPT) // 2 :][:KEPT]
         return ids.cpu()[middle.sort().values]
-
-    def _continued(self, model: PreTrainedModel, ids: Tensor, tokens: int, **how: Any) -> Tensor:
-        """``ids`` and so many tokens after them: what ends is followed by what the model lets follow."""
-        found: Tensor = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            pad_token_id=0,  # there is none, but it wants to know
-            streamer=_Teller(self._progress),
-            **how,
-        )
-        return found
 
 
 class _Teller(BaseStreamer):
