@@ -52,7 +52,8 @@ class Options:
     # ---------------------------------------------------------------- Calibration
 
     calibration: Annotated[str, CALIBRATION] = "c4"
-    """c4, wikitext2, ptb (or c4:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, or demo."""
+    """c4, wikitext2, ptb (or c4:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, demo; self for text that the
+    model itself writes first; or several, each with its share: 'c4:0.5 self:0.5'."""
 
     samples: Annotated[int, CALIBRATION] = 128
     """Number of calibration samples."""

@@ -87,7 +87,7 @@ def quantize(
         setting = settle(source, recipe, work, ranks)
         with threads(setting.threads):
             with clock("load"):
-                job = Job.load(source, recipe, setting, ranks, partial(select, recipe=recipe), quantizing)
+                job = Job.load(source, recipe, setting, ranks, partial(select, recipe=recipe), quantizing, progress)
             job.begin(work, command_of(model, out, recipe, force, "quantize"))
             scheme = Scheme(recipe.bits, recipe.group_size, recipe.evenly)
             writer = Writer(work, 1 + len(job.task.blocks))

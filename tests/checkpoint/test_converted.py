@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from secateur.checkpoint import local_folder, resolve
-from secateur.checkpoint.converted import DAYS, KEPT, converted
+from secateur.checkpoint.cache import DAYS
+from secateur.checkpoint.converted import KEPT, converted
 from secateur.errors import InputError, Notice
 from tests.specimens import write_gguf
 

@@ -197,9 +197,9 @@ def test_threads_batches_and_precision_stay_those_of_the_start(tmp_path, recipe,
         assert stopped(lambda: secateur.prune(dense, tmp_path / "out", recipe), 45)
     used: dict[str, int] = {}
 
-    def draw(source, recipe, batch, device):
+    def draw(source, recipe, batch, *more):
         used.update(batch=batch, threads=torch.get_num_threads())
-        return real(source, recipe, batch, device)
+        return real(source, recipe, batch, *more)
 
     real = prepare.draw_samples
     monkeypatch.setattr(job, "draw_samples", draw)

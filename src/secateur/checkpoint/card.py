@@ -20,7 +20,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from secateur.checkpoint.layout import CARD, GATHER_TYPE, PACKED_TYPE, terms_in
 from secateur.checkpoint.steps import ON_HUB, code, last_part, named, rounded_to, steps_of
 from secateur.citations import PAPERS, RIA
-from secateur.data import hub_dataset
+from secateur.data import hub_dataset, parts_of
 from secateur.errors import InputError
 from secateur.files import member, read_text
 
@@ -48,7 +48,8 @@ def model_card(model: str | Path, folder: Path, manifest: Mapping[str, Any], con
     done = list(dict.fromkeys(words))
     # What follows "secateur" told of the model before: a packed one may be unpacked now, or pruned to another pattern.
     carried = takewhile(lambda tag: tag != "secateur", _listed(_words(before.get("tags"))))
-    corpora = [hub_dataset(step.calibration.source) for step in steps if step.calibration]
+    sources = [part.source for step in steps if step.calibration for part in parts_of(step.calibration.source)]
+    corpora = map(hub_dataset, sources)
     data = ModelCardData(
         base_model=parents[0] if parents else None,
         datasets=[corpus for corpus in dict.fromkeys(corpora) if corpus and ON_HUB.fullmatch(corpus)] or None,

@@ -1,15 +1,14 @@
 """GGUF files as folders of safetensors: each is converted once, and kept for the next command in the user's cache.
 
-They lie in ``secateur/gguf`` of the cache folder, under the SHA-256 of the file and the versions of what converted it:
-a file is known by its content, wherever it lies. The hub's own cache is left alone, since it has a layout, and tools
-that list, check and delete what is in there. A folder is used under a lock that is shared, made and removed under one
-that is not, and gets its name when it is whole. All of it is safe to delete while nothing runs.
+They lie in :mod:`secateur.checkpoint.cache`, under the SHA-256 of the file and the versions of what converted it: a
+file is known by its content, wherever it lies. The hub's own cache is left alone, since it has a layout, and tools that
+list, check and delete what is in there. A folder is used under a lock that is shared, made and removed under one that
+is not, and gets its name when it is whole.
 """
 
 import errno
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,15 +18,15 @@ from typing import BinaryIO
 import transformers
 from safetensors import SafetensorError
 
-from secateur.checkpoint.durable import lock, scratch_folder, sync
+from secateur.checkpoint.cache import DAYS, cache_of, locked, remove_unused
+from secateur.checkpoint.durable import scratch_folder, sync
 from secateur.digests import file_digest
 from secateur.errors import Notice
-from secateur.files import cache_folder
 
 # To be raised whenever the same file becomes another folder.
 VERSION = 1
-# So many are kept, and no longer than so many days after they were last used.
-KEPT, DAYS = 3, 14
+# So many are kept.
+KEPT = 3
 
 
 @contextmanager
@@ -57,38 +56,19 @@ def converted(file: Path, size: int, make: Callable[[Path], None], scratch: Path
 
 def _cached(file: Path, size: int, make: Callable[[Path], None]) -> tuple[Path, BinaryIO]:
     """The folder in the cache, and the lock that keeps it there."""
-    home = _home()
+    home = cache_of("gguf")
     folder = home / f"{file_digest(file)}-{VERSION}-{transformers.__version__}"
     key = home / f"{folder.name}.lock"
     while True:  # between the two locks another process may remove it
-        held = _locked(key, shared=True)
+        held = locked(key, shared=True)
         if folder.is_dir():
             os.utime(folder)
             return folder, held
         held.close()
-        with _locked(key, shared=False):
+        with locked(key, shared=False):
             if not folder.is_dir():  # nor has another process made it meanwhile
-                _remove_unused(home, key)
+                remove_unused(key, KEPT)
                 _make(folder, file, size, make)
-
-
-def _locked(key: Path, shared: bool) -> BinaryIO:
-    if held := lock(key, shared=shared, wait=True):
-        return held
-    raise OSError(f"{key} cannot be locked")
-
-
-def _home() -> Path:
-    """The folder of them all; raises OSError where there can be none, or others could write to it."""
-    try:
-        home = cache_folder() / "gguf"
-    except RuntimeError as error:  # a user without a home
-        raise OSError(str(error)) from None
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = home.lstat()
-    if home.is_symlink() or found.st_uid != getattr(os, "geteuid", int)() or found.st_mode & 0o022:
-        raise OSError(f"{home} is a link, or not this user's alone to write to")
-    return home
 
 
 def _make(folder: Path, file: Path, size: int, make: Callable[[Path], None]) -> None:
@@ -110,18 +90,3 @@ def _make(folder: Path, file: Path, size: int, make: Callable[[Path], None]) -> 
             sync(path)
         model.rename(folder)
     sync(folder.parent)
-
-
-def _remove_unused(home: Path, key: Path) -> None:
-    """Remove what was last used long ago, and what is one too many beside that of ``key``, but nothing in use."""
-    used = {path: _last_use(path.with_suffix("")) for path in home.glob("*.lock") if path != key}
-    for number, path in enumerate(sorted(used, key=lambda path: used[path], reverse=True), 1):
-        if (number >= KEPT or used[path] < time.time() - DAYS * 86400) and (held := lock(path)):
-            with held, scratch_folder(home) as aside:
-                if (folder := path.with_suffix("")).is_dir():
-                    folder.rename(aside / "model")  # in one step, so that there is never half a folder
-                path.unlink()
-
-
-def _last_use(folder: Path) -> float:
-    return folder.stat().st_mtime if folder.is_dir() else 0.0

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from secateur.data import hub_dataset, public_name
+from secateur.data import SELF, hub_dataset, parts_of, public_name
 from secateur.errors import InputError
 from secateur.importance import METHODS
 from secateur.patterns import NM
@@ -233,6 +233,15 @@ def named(model: str, parents: Sequence[str]) -> str:
 def _sampled(samples: _Samples | None) -> str:
     if samples is None:
         return "Calibrated on nothing: the method reads no activations"
-    known, named = hub_dataset(samples.source), code(public_name(samples.source))
-    text = f"[{known}](https://huggingface.co/datasets/{known})" if known and ON_HUB.fullmatch(known) else named
-    return f"Calibrated on {samples.samples:,} samples of {samples.length:,} tokens of {text}, seed {samples.seed}"
+    parts = parts_of(samples.source)
+    whole = sum(part.share for part in parts)
+    told = [f"{float(part.share / whole):.0%} {_text(part.source)}" for part in parts]
+    of = f"a mixture: {', '.join(told)}" if len(told) > 1 else _text(samples.source)
+    return f"Calibrated on {samples.samples:,} samples of {samples.length:,} tokens of {of}, seed {samples.seed}"
+
+
+def _text(source: str) -> str:
+    if source == SELF:
+        return "text that the model itself wrote"
+    known, named = hub_dataset(source), code(public_name(source))
+    return f"[{known}](https://huggingface.co/datasets/{known})" if known and ON_HUB.fullmatch(known) else named

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from secateur.console.tables import Grid
 from secateur.console.terminal import show_time
+from secateur.data import SELF
 from secateur.planning.costs import FLOPS
 from secateur.planning.plan import Plan
 
@@ -98,6 +99,11 @@ def plan_notes(result: Plan) -> list[str]:
         share = 100 * sum(result.left_dense.values())
         names = ", ".join(list(result.left_dense)[:3])
         notes.append(f"{share:.3g} % of the weights in the blocks stay dense, since they are no linears: {names}")
+    if SELF in result.calibration:
+        notes.append(
+            f"the model, whole in memory, writes {result.calibration[SELF]} samples itself first, unless they are kept "
+            "from an earlier run; times and memory here are without that"
+        )
     if result.tokens:
         notes.append(f"blocks are run on {result.tokens:,} tokens in all")
     notes.append(

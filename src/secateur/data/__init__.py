@@ -1,10 +1,13 @@
 """Text in, tokens out: for calibration and for perplexity."""
 
+from secateur.data.mixtures import SELF, Part, interleave, parts_of, share_out
 from secateur.data.sources import Purpose, Text, hub_dataset, load_text, local_file, public_name
 from secateur.data.tokens import calibration_samples, check_ids, evaluation_windows
 from secateur.digests import digest
 
 __all__ = [
+    "SELF",
+    "Part",
     "Purpose",
     "Text",
     "calibration_samples",
@@ -12,7 +15,10 @@ __all__ = [
     "digest",
     "evaluation_windows",
     "hub_dataset",
+    "interleave",
     "load_text",
     "local_file",
+    "parts_of",
     "public_name",
+    "share_out",
 ]

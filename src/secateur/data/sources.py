@@ -7,6 +7,8 @@ A source is named by one string:
 - a ``.txt``, ``.jsonl`` or ``.parquet`` file (the first two also gzipped);
 - ``ORG/NAME`` or ``ORG/NAME/CONFIG``: any hub dataset with a text column;
 - ``demo``: the demo's news (to calibrate on) and Wikipedia pages (to evaluate on).
+
+To calibrate, ``self`` is one more, which is no text, and several may be mixed: see :mod:`secateur.data.mixtures`.
 """
 
 import itertools
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from secateur.data import demo
+from secateur.data.mixtures import SELF
 from secateur.data.readers import READERS, column_of, read_jsonl, read_parquet, read_rows, read_txt, suffix
 from secateur.errors import InputError, Notice, reason
 
@@ -129,7 +132,7 @@ def local_file(source: str) -> Path | None:
     else:
         raise InputError(
             f"{source} is not text to read: give {', '.join(_CORPORA)}, demo, a {', '.join(READERS)} file, "
-            "or a hub dataset as ORG/NAME"
+            f"or a hub dataset as ORG/NAME (to calibrate, {SELF} as well, or several with shares: 'c4:0.5 {SELF}:0.5')"
         )
     if path is not None and not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -137,10 +140,10 @@ def local_file(source: str) -> Path | None:
 
 
 def hub_dataset(source: str) -> str | None:
-    """The hub's name of the data set that ``source`` names; None where it names a local file, or a wheel's text."""
+    """The hub's name of the data set that ``source`` names; None of a local file, a wheel's text, or no text."""
     if source in _CORPORA:
         return _CORPORA[source].dataset
-    if ":" in source or source == "demo" or suffix(Path(source)) in READERS:
+    if ":" in source or source in ("demo", SELF) or suffix(Path(source)) in READERS:
         return None
     return "/".join(source.split("/")[:2])
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from secateur.benchmark.machine import Machine, this_machine
-from secateur.checkpoint import context_of, outline
+from secateur.checkpoint import outline
+from secateur.data import share_out
 from secateur.devices import DTYPES
 from secateur.errors import InputError
 from secateur.models.blocks import left_dense
@@ -19,7 +20,7 @@ from secateur.planning.rates import Rates, measure, read_rate
 from secateur.planning.sizes import Bound, RolePlan, bounds_of, roles_of
 from secateur.pruning.journal import Setting
 from secateur.pruning.order import Orderer
-from secateur.pruning.prepare import TOKENS_ON_CPU, TOKENS_ON_GPU, Samples, prepare
+from secateur.pruning.prepare import TOKENS_ON_CPU, TOKENS_ON_GPU, prepare, samples_to_come
 from secateur.recipe import Recipe
 
 # One after the other, while a thread reads the next block and another one writes the one before.
@@ -58,6 +59,7 @@ class Plan:
         removed: those that will be zero.
         left_dense: weights of blocks that nobody asked to leave dense and that are not pruned: by name, the share of
             all weights in blocks.
+        calibration: by source, how many samples it gives; the model is not asked to write any.
         tokens: that the progress bar counts: over all blocks and passes, those that a block is run on.
         flops: floating-point operations of products of matrices, by what they are for.
         costs: all that is done, stage by stage.
@@ -81,6 +83,7 @@ class Plan:
     prunable: int
     removed: int
     left_dense: Mapping[str, float]
+    calibration: Mapping[str, int]
     tokens: int
     flops: Mapping[str, int]
     costs: list[Cost]
@@ -135,7 +138,7 @@ def plan(
         rates, batch = measure(torch.device(setting.device), DTYPES[setting.dtype]), setting.batch
     else:
         batch = max(1, (TOKENS_ON_CPU if rates.device == "cpu" else TOKENS_ON_GPU) // recipe.length)
-    samples = _samples(recipe, context_of(skeleton.config), batch)
+    samples = samples_to_come(recipe, skeleton.config, batch)
     skeleton.to(DTYPES[rates.dtype])
     memory = memory_of(
         skeleton,
@@ -178,6 +181,7 @@ def plan(
         prunable=prunable,
         removed=prunable - sum(count_kept(*shape, recipe.target) for shape in shapes),
         left_dense=left_dense(task.blocks, task.skipped),
+        calibration=share_out(recipe.calibration, recipe.samples) if recipe.needs_inputs else {},
         tokens=job.forward_tokens,
         flops=flops,
         costs=costs,
@@ -196,15 +200,3 @@ def plan(
         rates=rates,
         ranks=ranks,
     )
-
-
-def _samples(recipe: Recipe, longest: int | None, batch: int) -> Samples:
-    """Those that a run draws, on the meta device."""
-    if not recipe.needs_inputs:
-        return Samples()
-    if longest is not None and recipe.length > longest:
-        raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
-    ids = torch.empty(recipe.samples, recipe.length, dtype=torch.int64, device="meta")
-    seen, held_out = ids.tensor_split([recipe.samples - recipe.held_out])
-    guarding = held_out.split(batch) if recipe.held_out else ()
-    return Samples((*seen.split(batch), *guarding), len(guarding))

@@ -71,7 +71,7 @@ def prune(
         setting = settle(source, recipe, work, ranks)
         with threads(setting.threads):
             with clock("load"):
-                job = Job.load(source, recipe, setting, ranks, partial(prepare, recipe=recipe), pruning)
+                job = Job.load(source, recipe, setting, ranks, partial(prepare, recipe=recipe), pruning, progress)
             job.begin(work, command_of(model, out, recipe, force))
             writer = Writer(work, 1 + len(job.task.blocks), elsewhere=not ranks.first)
             with job.rooms(work) as rooms:

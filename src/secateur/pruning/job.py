@@ -29,7 +29,7 @@ from secateur.options import WalkOptions
 from secateur.progress import Clock, Progress
 from secateur.pruning.footprint import Places, footprint, places
 from secateur.pruning.journal import Setting
-from secateur.pruning.prepare import Samples, Selection, draw_samples, passes
+from secateur.pruning.prepare import Samples, Selection, draw_samples, passes, samples_to_come
 from secateur.pruning.store import FolderStore
 from secateur.pruning.visit import Visit
 from secateur.pruning.walk import walk
@@ -82,6 +82,7 @@ class Job(Generic[S]):
         ranks: Ranks,
         prepare: Callable[[PreTrainedModel], S],
         work: Callable[[S, PreTrainedModel, Block], int],
+        progress: Progress,
     ) -> "Job[S]":
         """Load it.
 
@@ -92,13 +93,15 @@ class Job(Generic[S]):
             ranks: who does it.
             prepare: finds the linears that are meant in the model without its weights.
             work: bytes that what is done to a block needs beside it.
+            progress: is told how far samples are that have to be written.
         """
         device = choose_device(ranks.own(setting.device))
         skeleton = source.skeleton(DTYPES[setting.dtype], device)
         task = prepare(skeleton)
-        samples = draw_samples(source, recipe, setting.batch, device)
-        takes = footprint(task, source, skeleton, samples, device, lambda block: work(task, skeleton, block))
+        to_come = samples_to_come(recipe, source.config, setting.batch)
+        takes = footprint(task, source, skeleton, to_come, device, lambda block: work(task, skeleton, block))
         room = places(takes, recipe.memory, device, ranks.beside)
+        samples = draw_samples(source, recipe, setting.batch, device, progress)
         outer = source.read(source.names_outside([block.prefix for block in task.blocks]))
         check_finite(outer, source.folder)
         return cls(source, skeleton, setting, device, ranks, task, samples, outer, room)

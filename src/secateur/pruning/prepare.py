@@ -7,18 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from secateur import data
 from secateur.calibrate.stream import in_parts
 from secateur.checkpoint import Source, context_of
+from secateur.data import SELF
+from secateur.devices import choose_calibration_dtype
 from secateur.digests import digest
 from secateur.errors import InputError
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.spaces import Family, Linear, judged_together
 from secateur.options import Options, WalkOptions
 from secateur.patterns import Pattern, check_fits
+from secateur.progress import Progress
 from secateur.ranks import Ranks
 from secateur.recipe import Recipe
+from secateur.runtime import selftext
 
 # A forward pass takes as many samples at a time as make about this many tokens. A CPU is busy with one of the usual
 # length, and slower with more, which leave its cache; a GPU waits for launches of small models.
@@ -216,20 +221,24 @@ def batch_size(recipe: Options, device: torch.device) -> int:
     return max(1, tokens // recipe.length)
 
 
-def draw_samples(source: Source, recipe: Options, batch: int, device: torch.device) -> Samples:
+def draw_samples(
+    source: Source, recipe: Options, batch: int, device: torch.device, progress: Progress | None = None
+) -> Samples:
     """Draw the calibration samples for the model of ``source``, and move them to ``device``, ``batch`` at a time.
 
+    Those of a text take no time that is worth telling ``progress``; those that the model writes itself do.
+
     Raises:
-        InputError: when the text cannot be had or is too short, or the samples are too long for the model.
+        InputError: when a text cannot be had or is too short, the samples are too long for the model, or it cannot
+            write them.
     """
     if not recipe.needs_inputs:
         return Samples()
-    longest = context_of(source.config)
-    if longest is not None and recipe.length > longest:
-        raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
-    text = data.load_text(recipe.calibration, "calibration", recipe.samples * recipe.length)
-    samples = data.calibration_samples(text, source.tokenizer(), recipe.samples, recipe.length, recipe.seed)
-    data.check_ids(samples, source.config.get_text_config().vocab_size, recipe.calibration)
+    check_length(source.config, recipe)
+    counts = data.share_out(recipe.calibration, recipe.samples)
+    texts_first = sorted(counts, key=SELF.__eq__)
+    parts = {name: _draw(source, recipe, name, counts[name], device, progress) for name in texts_first}
+    samples = data.interleave([parts[name] for name in counts])
     origin = {
         "source": recipe.calibration,
         "samples": recipe.samples,
@@ -238,6 +247,52 @@ def draw_samples(source: Source, recipe: Options, batch: int, device: torch.devi
         "seed": recipe.seed,
         "token_ids_sha256": digest(samples),
     }
-    seen, held_out = samples.to(device).tensor_split([recipe.samples - recipe.held_out])
+    if len(counts) > 1:
+        origin["parts"] = counts
+    if SELF in counts:
+        origin[SELF] = selftext.origin()
+    return _in_batches(samples.to(device), recipe, batch, origin)
+
+
+def _draw(
+    source: Source, recipe: Options, name: str, samples: int, device: torch.device, progress: Progress | None
+) -> Tensor:
+    """Samples of the one source ``name``, int64 ``(samples, L)``."""
+    length, seed = recipe.length, recipe.seed
+    if name == SELF:
+        dtype = choose_calibration_dtype(recipe.precision, source.config.dtype or torch.float32, device)
+        memory = recipe.memory if isinstance(recipe, WalkOptions) else None
+        return selftext.write_samples(
+            source, samples, length, seed, device=device, dtype=dtype, memory=memory, progress=progress
+        )
+    text = data.load_text(name, "calibration", samples * length)
+    ids = data.calibration_samples(text, source.tokenizer(), samples, length, seed)
+    data.check_ids(ids, source.config.get_text_config().vocab_size, name)
+    return ids
+
+
+def samples_to_come(recipe: Options, config: PreTrainedConfig, batch: int) -> Samples:
+    """What :func:`draw_samples` will draw for a model of ``config``, on the meta device.
+
+    Raises:
+        InputError: when the samples are too long for the model, or a mixture makes no sense.
+    """
+    if not recipe.needs_inputs:
+        return Samples()
+    check_length(config, recipe)
+    data.share_out(recipe.calibration, recipe.samples)
+    return _in_batches(torch.empty(recipe.samples, recipe.length, dtype=torch.int64, device="meta"), recipe, batch)
+
+
+def check_length(config: PreTrainedConfig, recipe: Options) -> None:
+    """Raise :class:`InputError` if the samples are too long for a model of ``config``."""
+    longest = context_of(config)
+    if longest is not None and recipe.length > longest:
+        raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
+
+
+def _in_batches(ids: Tensor, recipe: Options, batch: int, origin: dict[str, Any] | None = None) -> Samples:
+    """Samples ``(n, L)``, ``batch`` at a time, with those last that only the guard sees."""
+    seen, held_out = ids.tensor_split([recipe.samples - recipe.held_out])
     guarding = held_out.split(batch) if recipe.held_out else ()
     return Samples((*seen.split(batch), *guarding), len(guarding), origin)

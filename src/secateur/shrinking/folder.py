@@ -72,7 +72,7 @@ def shrink(
                 family = family_of(skeleton)
                 blocks = blocks_of(skeleton, family)
                 target = settle(source.config, source.base, blocks, family, options)
-                samples = draw_samples(source, options, setting.batch, device)
+                samples = draw_samples(source, options, setting.batch, device, progress)
                 outer = source.read(source.names_outside([block.prefix for block in blocks]))
                 check_finite(outer, folder)
                 load_into(skeleton, outer, "", device)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from secateur import __version__
-from secateur.data import local_file
+from secateur.data import SELF, local_file, parts_of
 from secateur.devices import free_memory
-from secateur.digests import file_digest
+from secateur.digests import digest, file_digest
 from secateur.errors import InputError, Notice, install
 from secateur.options import Options
 from secateur.progress import Progress
@@ -238,18 +238,27 @@ def _identity(subject: Subject, row: Row, grid: Grid, texts: Mapping[str, str | 
 
 
 def _texts(grid: Grid) -> dict[str, str | None]:
-    """SHA-256 of each text and file of tasks, by name; None of what comes from the hub.
+    """SHA-256 of each text and file of tasks, by name; None of what comes from the hub, or of the model itself.
 
     Raises:
         InputError: when one is not there, as far as that can be told without the hub.
     """
-    calibrations = [step.calibration for step in _steps(grid) if step.needs_inputs]
-    files = {source: local_file(source) for source in (*grid.protocol.data, *calibrations)}
+    calibrations = {step.calibration for step in _steps(grid) if step.needs_inputs}
+    files = {source: local_file(source) for source in grid.protocol.data}
     if grid.protocol.task_files:
         if not Path(grid.protocol.task_files).is_dir():
             raise InputError(f"there is no folder {grid.protocol.task_files} (task_files)")
         files |= {name: Path(name) for name in _read(grid.protocol) if name not in files}
-    return {name: file_digest(path) if path else None for name, path in files.items()}
+    found = {name: file_digest(path) if path else None for name, path in files.items()}
+    return found | {calibration: _calibration_digest(calibration) for calibration in calibrations}
+
+
+def _calibration_digest(calibration: str) -> str | None:
+    """SHA-256 of the local file that it names, or of those digests if it is a mixture; None where it names none."""
+    sources = [part.source for part in parts_of(calibration)]
+    paths = [None if source == SELF else local_file(source) for source in sources]
+    digests = [file_digest(path) if path else "" for path in paths]
+    return digest(" ".join(digests)) if len(digests) > 1 else digests[0] or None
 
 
 def _read(protocol: Protocol) -> list[str]:
