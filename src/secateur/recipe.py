@@ -159,8 +159,8 @@ class Recipe(WalkOptions):
     epochs: Annotated[int, TUNING] = 8
     """How often each block sees all samples."""
 
-    learning_rate: Annotated[float, TUNING] = 6e-4
-    """The rate of Adam at its highest."""
+    learning_rate: Annotated[float, TUNING] = 0.01
+    """The rate of Adam at its highest, relative to the root mean square of each tensor."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -65,7 +65,7 @@ def _epochs(lesson: Lesson, learner: "_Learner", recipe: Recipe) -> Iterator[int
     """Take the steps of an epoch, one for each batch, and give its number, from 1 on."""
     batches = lesson.batches
     steps = recipe.epochs * batches
-    optimizer = torch.optim.Adam(learner.masters, lr=recipe.learning_rate)
+    optimizer = torch.optim.Adam([{"params": [x], "lr": recipe.learning_rate * _size(x)} for x in learner.masters])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps))
     draw = random.Random(f"{recipe.seed} {lesson.index}")
     for epoch in range(1, recipe.epochs + 1):
@@ -75,6 +75,12 @@ def _epochs(lesson: Lesson, learner: "_Learner", recipe: Recipe) -> Iterator[int
             schedule.step()
             learner.load()
         yield epoch
+
+
+def _size(master: Tensor) -> float:
+    """The root mean square of what is not zero: Adam's steps know nothing of how large weights are."""
+    values = master.detach()
+    return math.sqrt(values.square().sum().item() / max(1, int(values.count_nonzero())))
 
 
 def _share(step: int, steps: int) -> float:
