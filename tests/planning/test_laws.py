@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
+from secateur.calibrate.lesson import Lesson
 from secateur.calibrate.stream import Stream
 from secateur.checkpoint import outline
 from secateur.errors import InputError
@@ -33,6 +34,7 @@ RECIPES: list[dict[str, Any]] = [
     {"reconstruct": "sparsegpt", "score": "sparsegpt", "pattern": "2:4"},
     {"reconstruct": "admm", "score": "sparsegpt", "sparsity": 0.6},
     {"refine": True, "reconstruct": "sparsegpt"},
+    {"tune": True, "epochs": 2},
 ]
 
 
@@ -87,6 +89,7 @@ def counted(monkeypatch):
     genuine_update = InputStats.update
     monkeypatch.setattr(InputStats, "update", update)
     count(Stream, "run", "passes")
+    count(Lesson, "slope", "epochs")
     for name in ("__init__", "step", "result", "loses"):
         count(LinearPruning, name, "linears")
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel of a CPU is not counted
@@ -102,6 +105,7 @@ def test_flops_are_those_that_torch_counts(name, options, counted, text, tmp_pat
     passes, guard, grams = (planned.pop(what, 0) for what in ("forward passes", "guard", "Gram matrices"))
     assert passes + guard == counted["passes"]
     assert grams == counted["grams"]
+    assert planned.pop("epochs", 0) == pytest.approx(counted["epochs"], rel=0.1)  # nobody asks for some gradients
     planned.pop("search", None)  # which goes on as long as it gains
     assert sum(planned.values()) == counted["linears"]
 
@@ -146,7 +150,7 @@ def test_twice_the_samples_cost_twice_the_passes_and_nothing_else(options, tmp_p
         amounts(model, Recipe(**SETTING | options | {"samples": samples})) for samples in (8 * 128, 16 * 128)
     )
     for key, amount in long.items():
-        of_tokens = key[0] == "calibrate" or key[1] == "guard" or key[2] == "tokenized"
+        of_tokens = key[0] in ("calibrate", "tune") or key[1] == "guard" or key[2] == "tokenized"
         assert short[key] / amount == pytest.approx(2 if of_tokens else 1, rel=0.03), key
 
 
@@ -191,6 +195,6 @@ def test_a_plan_asks_what_pruning_asks(tmp_path):
 def test_seconds_are_amounts_over_rates(tmp_path):
     planned = plan(pico.save("llama-mha", tmp_path), Recipe(**SETTING))
     assert sum(planned.seconds.values()) == pytest.approx(sum(cost.amount for cost in planned.costs) / 1e6, abs=0.01)
-    computing = sum(planned.seconds[stage] for stage in ("calibrate", "order", "prune"))
+    computing = sum(planned.seconds[stage] for stage in ("calibrate", "order", "prune", "tune"))
     beside = planned.seconds["read"], planned.seconds["write"]
     assert planned.total == pytest.approx(planned.seconds["load"] + max(computing, *beside), abs=0.01)

@@ -45,7 +45,8 @@ SCORING = 1 / 3
 SEARCH_PASSES, VALUED, CALLS_PER_SLOT = 2, 500, 150
 # Products of all rows: ten steps of conjugate gradient, and the residual that they start from.
 CG = 11
-# A step of tuning: passes of a forward and a backward pass over a block, and bytes that its optimizer moves per weight.
+# A step of tuning: a backward pass takes two products for each of the forward pass. Bytes that its optimizer moves per
+# weight.
 BACKWARD, STEPPED = 3, 60
 
 
@@ -261,11 +262,11 @@ def _judged_epochs(job: Job, passes: Passes) -> int:
 
 
 def _tune(job: Job, index: int) -> Iterator[Work]:
-    """Forward and backward, which takes two products for each of the forward pass, and the steps of the optimizer."""
+    """Epochs, one step after the other, by however many processes, and what the guard runs around them."""
     block, passes = job.passes[index]
-    tokens = BACKWARD * passes.learn + _judged_epochs(job, passes)
-    yield "epochs", "products", tokens * job.block_flops(block)
-    yield from _elementwise(job, block, "epochs", tokens)
+    for what, tokens in (("epochs", BACKWARD * passes.learn), ("guard", _judged_epochs(job, passes))):
+        yield what, "products", tokens * job.block_flops(block)
+        yield from _elementwise(job, block, what, tokens)
     steps = passes.learn / job.samples.batches[0].numel() if passes.learn else 0
     yield "steps", "moved", steps * STEPPED * job.block_parameters(block)
 

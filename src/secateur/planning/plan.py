@@ -24,7 +24,7 @@ from secateur.pruning.prepare import TOKENS_ON_CPU, TOKENS_ON_GPU, prepare, samp
 from secateur.recipe import Recipe
 
 # One after the other, while a thread reads the next block and another one writes the one before.
-COMPUTING = ("calibrate", "order", "prune")
+COMPUTING = ("calibrate", "order", "prune", "tune")
 STAGES = ("load", "read", *COMPUTING, "write")
 # A plan lists the batches of a run, and no calibration set is as large as this.
 MOST_TOKENS = 10**10
