@@ -102,6 +102,11 @@ class Options:
         return 0
 
     @property
+    def corrects(self) -> float | None:
+        """Where blocks learn, the share of what the blocks before have done that they make up for."""
+        return None
+
+    @property
     def precision(self) -> DtypeName:
         """What ``dtype`` comes to for this method."""
         return self.dtype

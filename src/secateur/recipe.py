@@ -6,7 +6,7 @@ Options come in groups, which ``--help`` shows as well:
 - Sparsity: ``sparsity``, ``pattern``, ``skip``
 - Permutation: ``permute``, ``fold``, ``communities``, ``compare_folds``
 - Reconstruction: ``reconstruct``, ``refine``, ``guard``
-- Tuning: ``tune``, ``epochs``, ``learning_rate``
+- Tuning: ``tune``, ``correct``, ``epochs``, ``learning_rate``
 - Quantization: ``method``, ``bits``, ``group_size``, ``symmetric``, ``skip``
 - Calibration and computation: see :mod:`secateur.options`
 
@@ -153,8 +153,12 @@ class Recipe(WalkOptions):
     # ---------------------------------------------------------------- Tuning
 
     tune: Annotated[bool, TUNING] = False
-    """Let the kept weights, biases and norms of each pruned block learn to give what the dense block gives on the same
-    hidden states. Zeros stay zero."""
+    """Let the kept weights, biases and norms of each pruned block learn to give what the dense block gives. Zeros stay
+    zero."""
+
+    correct: Annotated[float, TUNING] = 0.5
+    """The share of what the blocks before have done that a block learns to make up for: with 0 it learns to give what
+    the dense block gives on the same hidden states, with 1 what the dense model has there."""
 
     epochs: Annotated[int, TUNING] = 8
     """How often each block sees all samples."""
@@ -184,6 +188,8 @@ class Recipe(WalkOptions):
             raise InputError("the guard holds out samples: take at least 2 (--samples), or go without (--no-guard)")
         if self.tune and self.one_shot:
             raise InputError("--tune learns on what the pruned blocks before make, and --one-shot never runs them")
+        if not 0 <= self.correct <= 1:
+            raise InputError(f"{self.correct} is no share of an error to make up for: give 0 to 1 (--correct)")
         if self.epochs < 1:
             raise InputError(f"{self.epochs} epochs are too few (--epochs)")
         if not 0 < self.learning_rate < math.inf:
@@ -222,6 +228,11 @@ class Recipe(WalkOptions):
         return self.epochs if self.tune else 0
 
     @property
+    def corrects(self) -> float | None:
+        """See :class:`~secateur.options.Options`."""
+        return self.correct if self.tune else None
+
+    @property
     def changes_weights(self) -> bool:
         """Whether kept weights get new values."""
         return self.reconstruct != "none" or self.tune
@@ -255,7 +266,9 @@ class Recipe(WalkOptions):
             idle |= {"sparsity": target.sparsity, "scope": target.scope}
         if not self.orders_channels:
             idle |= {"permute": "none", "fold": "exact", "communities": 1}
-        return idle if self.tune else idle | {"epochs": Recipe.epochs, "learning_rate": Recipe.learning_rate}
+        if self.tune:
+            return idle
+        return idle | {name: getattr(Recipe, name) for name in ("correct", "epochs", "learning_rate")}
 
     def summary(self) -> str:
         """The method in a few words, for tables and progress bars."""

@@ -35,6 +35,7 @@ RECIPES: list[dict[str, Any]] = [
     {"reconstruct": "admm", "score": "sparsegpt", "sparsity": 0.6},
     {"refine": True, "reconstruct": "sparsegpt"},
     {"tune": True, "epochs": 2},
+    {"tune": True, "epochs": 1, "correct": 0.0, "guard": False},
 ]
 
 

@@ -106,7 +106,7 @@ def test_skipped_linears_do_not_learn(tmp_path, recipe):
 def test_a_step_goes_down_the_slope_of_what_the_guard_measures():
     model = pico.build("llama-gqa-tied", 0)
     blocks = blocks_of(model, family_of(model))
-    calibration = Calibration(model, blocks, [*pico.tokens(8, 24).split(2)], held_out=0, learns=True)
+    calibration = Calibration(model, blocks, [*pico.tokens(8, 24).split(2)], corrects=0)
     lesson = calibration.observe(0).lesson
     assert lesson is not None and lesson.batches == 4
     with torch.no_grad():
@@ -126,6 +126,25 @@ def test_a_step_goes_down_the_slope_of_what_the_guard_measures():
     assert loss(1) - before == pytest.approx(1e-3 * slope[3].item(), rel=0.05)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_aim_lies_between_the_dense_block_and_the_dense_model(share):
+    model, batches = pico.build("llama-gqa-tied", 0), [*pico.tokens(8, 24).split(2)]
+    dense = [model(batch, output_hidden_states=True).hidden_states[2].detach() for batch in batches]
+    blocks = blocks_of(model, family_of(model))
+    calibration = Calibration(model, blocks, batches, held_out=1, corrects=share)
+    calibration.observe(0)
+    with torch.no_grad():
+        blocks[0].weight(blocks[0].linears[0])[:, ::2] = 0
+    calibration.advance(0)
+    lesson = calibration.observe(1).lesson
+    assert lesson is not None and lesson.guard is not None
+    aims, stream = [*lesson.wanted, *lesson.guard._wanted], lesson.stream
+    for number, aim in enumerate(aims):
+        ours = stream.run(1, number)  # the block is still dense
+        assert not torch.allclose(ours, dense[number], rtol=1e-3)
+        torch.testing.assert_close(aim, (1 - share) * ours + share * dense[number], rtol=1e-4, atol=1e-4)
+
+
 def test_a_module_in_memory_learns_and_its_parameters_keep_what_they_require():
     model = pico.build("llama-gqa-tied", 0)
     batches = [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in pico.tokens(18, 24).split(2)]
@@ -140,6 +159,8 @@ def test_a_module_in_memory_learns_and_its_parameters_keep_what_they_require():
 def test_one_shot_has_nothing_to_learn_from():
     with pytest.raises(InputError, match="--one-shot"):
         Recipe(tune=True, one_shot=True)
+    with pytest.raises(InputError, match="--correct"):
+        Recipe(tune=True, correct=1.5)
     with pytest.raises(InputError, match="--epochs"):
         Recipe(tune=True, epochs=0)
     with pytest.raises(InputError, match="--learning-rate"):

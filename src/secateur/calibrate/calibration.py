@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.calibrate.calls import Batch
 from secateur.calibrate.divergence import TOKENS, HeldOut, divergences
@@ -53,7 +53,7 @@ class Calibration:
         held_out: int = 0,
         gram: bool = False,
         one_shot: bool = False,
-        learns: bool = False,
+        corrects: float | None = None,
         compares: bool = False,
         progress: Progress | None = None,
         ranks: Ranks | None = None,
@@ -69,7 +69,7 @@ class Calibration:
             gram: gather Gram matrices as well.
             one_shot: take all statistics from the model as it is now: samples move on through each block in the pass
                 that observes it.
-            learns: blocks are to learn what they gave while they were dense; not in one shot.
+            corrects: let blocks learn, and make up for this share of what the blocks before have done; not in one shot.
             compares: let the samples that are held out pass the dense blocks and the pruned ones, for
                 :meth:`compare`. They are token ids then.
             progress: is told of the tokens that a block has processed; of the block where there are no samples.
@@ -82,7 +82,7 @@ class Calibration:
         seen, judged = self._ranks.share(batches[:first]), self._ranks.share(batches[first:])
         self._samples, self._guards = bool(batches), held_out > 0  # a share may be empty
         self._model, self._blocks, self._batches, self._held_out = model, blocks, (*seen, *judged), len(judged)
-        self._gram, self._one_shot, self._learns = gram, one_shot, learns
+        self._gram, self._one_shot, self._corrects = gram, one_shot, corrects
         self._compares = compares and self._guards
         self._progress = progress or Progress()
         self._rooms = rooms
@@ -103,7 +103,7 @@ class Calibration:
             tokens = self._ranks.gather(self._stream.tokens)
             self._tokens, self._stream.first = sum(tokens), sum(tokens[: self._ranks.rank])
             self._beside = Shelf(self._stream.rooms.states)
-            for batch in self._compared:
+            for batch in self._both:
                 self._beside.append(self._stream.hidden[batch])
         if not self._one_shot:
             self._move_beside(index)
@@ -113,12 +113,11 @@ class Calibration:
             return Observation()
         self._guard = Guard(self._stream, index, self._ranks) if self._guards else None
         stride, keeps = max(1, self._tokens // ERROR_ROWS), self._one_shot and not self._is_last(index)
-        learns = self._learns and bool(self._blocks[index].linears)
-        wanted = Shelf(self._stream.rooms.states) if learns else None
-        stats = self._stream.observe(index, stride, keeps, self._gram, wanted)
+        learns = self._corrects is not None and bool(self._blocks[index].linears)
+        outputs = Shelf(self._stream.rooms.states) if learns else None
+        stats = self._stream.observe(index, stride, keeps, self._gram, outputs)
         add_up([stats[group[0].name] for group in reader_groups(self._blocks[index].linears)], self._ranks)
-        lesson = None if wanted is None else Lesson(self._stream, index, wanted, self._ranks)
-        return Observation(stats, self._guard, lesson)
+        return Observation(stats, self._guard, None if outputs is None else self._lesson(index, outputs))
 
     def advance(self, index: int) -> None:
         """Make what enters the next block, with block ``index`` as it is now."""
@@ -132,6 +131,21 @@ class Calibration:
             self._move_beside(index)
         self._guard = None
 
+    def _lesson(self, index: int, outputs: Shelf) -> Lesson:
+        """What block ``index`` is to learn, by what it gave while it was dense."""
+        assert self._stream is not None
+        guard = self._guard
+        if self._corrects:
+            for batch, output in enumerate(outputs):
+                outputs[batch] = self._corrected(output, batch)
+            if guard is not None:
+                guard = guard.aiming(self._corrected)
+        return Lesson(self._stream, index, outputs, self._ranks, guard)
+
+    def _corrected(self, output: Tensor, batch: int) -> Tensor:
+        """What the dense block makes of a batch, moved towards what the dense model has there."""
+        return output.lerp(self._beside[batch - self._both.start], self._corrects or 0.0)
+
     @torch.no_grad()
     def compare(self) -> HeldOut | None:
         """The model as its blocks were left, against the dense one, after the last block; None without a guard.
@@ -141,8 +155,8 @@ class Calibration:
         if not self._compares or self._stream is None:
             return None
         sums = torch.zeros(3, dtype=torch.float64)
-        for number, batch in enumerate(self._compared):
-            states = [self._beside[number], self._stream.hidden[batch]]
+        for batch in range(self._stream.held_out, len(self._stream.hidden)):
+            states = [self._beside[batch - self._both.start], self._stream.hidden[batch]]
             if self._one_shot:
                 states.reverse()
             for dense, pruned in self._stream.pieces(batch, states, TOKENS):
@@ -153,18 +167,21 @@ class Calibration:
         return HeldOut(kl / tokens, same / tokens, int(tokens))
 
     @property
-    def _compared(self) -> range:
+    def _both(self) -> range:
         """The batches whose hidden states wait twice: as the dense blocks made them, and as the pruned ones did.
 
         One of both is the stream's, by which the next block is calibrated; the other moves beside it.
         """
         assert self._stream is not None
-        return range(self._stream.held_out, len(self._stream.hidden)) if self._compares else range(0)
+        batches = len(self._stream.hidden)
+        if self._corrects:
+            return range(batches)
+        return range(self._stream.held_out if self._compares else batches, batches)
 
     def _move_beside(self, index: int) -> None:
         """Move what is beside the stream on through block ``index``, dense or pruned, as it is now."""
         assert self._stream is not None
-        for number, batch in enumerate(self._compared):
+        for number, batch in enumerate(self._both):
             self._beside[number] = self._stream.run(index, batch, self._beside[number])
 
     def _move(self, index: int) -> None:

@@ -1,14 +1,26 @@
 """Judge changes of a block on samples that no statistic has seen."""
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from secateur.calibrate.lesson import squared_error
 from secateur.calibrate.stream import Stream
 from secateur.memory import Room, Shelf
 from secateur.ranks import Ranks
+
+
+def squared_error(output: Tensor, wanted: Tensor) -> Tensor:
+    """Of each token, ‖y − y₀‖² / ‖y₀‖²: ``(..., H)`` twice → ``(...)`` float32.
+
+    Token by token, since the norm before the next block makes all tokens the same size: a few have
+    hidden states a hundred times larger than the rest, and would be all that counts otherwise.
+    """
+    lost, size = (states.float().square().sum(dim=-1) for states in (output - wanted, wanted))
+    return lost / size.clamp_min(1e-24)
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,14 @@ class Guard:
         self._wanted = Shelf(stream.rooms.states)
         for batch in self._batches:
             self._wanted.append(stream.run(index, batch))
+
+    def aiming(self, aim: Callable[[Tensor, int], Tensor]) -> "Guard":
+        """The same with another aim, made of what the dense block gave ``(B, L, H)`` and the number of the batch."""
+        other = copy.copy(self)
+        other._wanted = Shelf(self._stream.rooms.states)
+        for batch, wanted in zip(self._batches, self._wanted, strict=True):
+            other._wanted.append(aim(wanted, batch))
+        return other
 
     @property
     def room(self) -> Room:

@@ -1,7 +1,7 @@
 """What a block is to learn: to give, pruned, what it gave while it was dense, on what the pruned blocks before it make.
 
-The aim is the dense block on the *same* hidden states, never the dense model's: a block that is to make up for the
-blocks before it fits the calibration tokens and no other text.
+It may also be told to make up for some of what those have done: then the aim is moved towards what the dense model has
+there (docs/tuning.md).
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from secateur.calibrate.guard import Guard, squared_error
 from secateur.calibrate.stream import Stream
 from secateur.memory import Shelf
 from secateur.ranks import Ranks
-
-
-def squared_error(output: Tensor, wanted: Tensor) -> Tensor:
-    """Of each token, ‖y − y₀‖² / ‖y₀‖²: ``(..., H)`` twice → ``(...)`` float32.
-
-    Token by token, since the norm before the next block makes all tokens the same size: a few have
-    hidden states a hundred times larger than the rest, and would be all that counts otherwise.
-    """
-    lost, size = (states.float().square().sum(dim=-1) for states in (output - wanted, wanted))
-    return lost / size.clamp_min(1e-24)
 
 
 @dataclass(frozen=True)
@@ -32,14 +23,16 @@ class Lesson:
     Attributes:
         stream: has what enters it.
         index: its number.
-        wanted: per batch of the stream that is not held out, what it gave while it was dense, ``(B, L, H)``.
+        wanted: per batch of the stream that is not held out, what it is to give, ``(B, L, H)``.
         ranks: those that have a share of the samples each.
+        guard: judges it by the same aim on held-out samples, if there are any.
     """
 
     stream: Stream
     index: int
     wanted: Shelf
     ranks: Ranks
+    guard: Guard | None = None
 
     @property
     def batches(self) -> int:

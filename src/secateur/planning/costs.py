@@ -148,7 +148,7 @@ def _calibrate(job: Job, index: int) -> Iterator[Work]:
     block, passes = job.passes[index]
     surveyed, held_out = job.surveyed(block), job.samples.held_out_tokens
     last = index + 1 == len(job.task.blocks)
-    tokens = passes.observe + passes.advance + passes.compare + held_out + surveyed
+    tokens = passes.observe + passes.advance + passes.beside + passes.compare + held_out + surveyed
     ending = [passes.observe] if last or not job.recipe.one_shot else []
     ending += [surveyed] if last else []  # a survey moves the samples on in the pass that observes
     first = job.samples.batches[0].numel() if job.samples.batches else 0

@@ -77,7 +77,7 @@ def memory_of(
     work = partial(pruning, task, model)
     takes = footprint(task, _Described(model, stored), model, samples, torch.device(device), work)
     itemsize, width = next(model.parameters()).dtype.itemsize, model.config.get_text_config().hidden_size
-    learnt = samples.seen_tokens if task.recipe.tuning_epochs else 0
+    learnt = samples.seen_tokens * (1 + bool(task.recipe.corrects)) if task.recipe.tuning_epochs else 0
     kept = samples.tokens + 2 * samples.held_out_tokens + learnt
     states = -(-kept // ranks) * width * itemsize
     bound = task.recipe.memory

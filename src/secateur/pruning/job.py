@@ -173,7 +173,7 @@ class Job(Generic[S]):
             held_out=samples.held_out,
             gram=recipe.needs_gram,
             one_shot=recipe.one_shot,
-            learns=recipe.tuning_epochs > 0,
+            corrects=recipe.corrects,
             compares=True,
             progress=progress,
             rooms=rooms,

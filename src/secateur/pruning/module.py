@@ -61,7 +61,7 @@ def prune_module(
         held_out=held_out,
         gram=recipe.needs_gram,
         one_shot=recipe.one_shot,
-        learns=recipe.tuning_epochs > 0,
+        corrects=recipe.corrects,
     )
     store = ModuleStore(progress)
     with progress, _experts_one_by_one(model):

@@ -164,6 +164,7 @@ class Passes:
             tuning.
         advance: to make what enters the next block.
         learn: by epochs of tuning.
+        beside: samples as they would be if the blocks before were dense, where blocks learn to make up for those.
         compare: held-out samples as they would be if the blocks before were dense, or if they were pruned in one-shot
             mode, so that both models can be compared at the end.
     """
@@ -172,12 +173,13 @@ class Passes:
     judge: int
     advance: int
     learn: int
+    beside: int
     compare: int
 
     @property
     def tokens(self) -> int:
         """All of them."""
-        return self.observe + self.judge + self.advance + self.learn + self.compare
+        return self.observe + self.judge + self.advance + self.learn + self.beside + self.compare
 
 
 def passes(task: Selection, samples: Samples, index: int, finished: int = 0, room: float = math.inf) -> Passes:
@@ -197,6 +199,7 @@ def passes(task: Selection, samples: Samples, index: int, finished: int = 0, roo
         judge=0 if done else samples.held_out_tokens * (1 + trials),
         advance=0 if last or (recipe.one_shot and not done) else samples.tokens,
         learn=epochs * samples.seen_tokens,
+        beside=samples.seen_tokens if recipe.corrects else 0,
         compare=samples.held_out_tokens * moved,
     )
 

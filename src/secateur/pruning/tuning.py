@@ -1,4 +1,4 @@
-"""Tune a pruned block: what is left of it learns to give what the dense block gives on the same hidden states.
+"""Tune a pruned block: what is left of it learns to give what the dense block gives.
 
 Masks, orders and reconstruction come before. All that is left learns at once: kept weights, biases, norms. Zeros have
 no gradient, so they stay zero. Gradients stay inside the block: in memory are one block, its optimizer and one batch.
@@ -37,8 +37,9 @@ def tune(visit: Visit, task: Task) -> None:
             those that are pruned.
         task: how many epochs, how fast, and by which seed.
     """
-    block, lesson, guard, results = visit.block, visit.lesson, visit.guard, visit.results
+    block, lesson, results = visit.block, visit.lesson, visit.results
     assert lesson is not None
+    guard = lesson.guard
     learner = _Learner(visit)
     before = best = guard.error() if guard else math.inf
     after, chosen = math.inf, None
