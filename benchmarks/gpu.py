@@ -271,7 +271,7 @@ def decode(log: Log, scale: Scale) -> None:
 def prune_blocks(shape: str, log: Log, scale: Scale) -> None:
     real = scale.device == "cuda" and scale is not SMOKE
     size = ["--samples", "128", "--length", "2048", "--rounds", "1"] if real else ["--samples", "2", "--rounds", "0"]
-    recipes = ["50%", "2:4", "best"] if real else ["50%", "2:4"]
+    recipes = ["50%", "2:4", "good"] if real else ["50%", "2:4"]
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         dense = Path(folder) / "dense"

@@ -1,6 +1,6 @@
 """What secateur plan predicts, against what secateur prune takes.
 
-    python benchmarks/plan.py MODEL [--samples 16 --length 512] [--recipes ria ria-2:4 best] [--widths 64 256 1024]
+    python benchmarks/plan.py MODEL [--samples 16 --length 512] [--recipes ria ria-2:4 good] [--widths 64 256 1024]
 
 Prunes MODEL, and random LLaMAs of four blocks and several widths, by several recipes; prints the
 seconds that were predicted and measured by stage, their ratios, and the same of memory. Each run is a process of its
@@ -23,7 +23,7 @@ from secateur.recipe import Recipe
 RECIPES = {
     "ria": Recipe(),
     "ria-2:4": Recipe(pattern="2:4"),
-    "best": Recipe.load("best"),
+    "good": Recipe.load("good"),
 }
 BLOCKS = 4
 # Plans and prunes in a process of its own, whose peak of memory is nobody else's.

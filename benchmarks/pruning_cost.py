@@ -1,6 +1,6 @@
 """What pruning costs beside running the model, and how much memory it takes.
 
-    python benchmarks/pruning_cost.py MODEL [--calibration demo] [--recipes 50% 2:4 best] [--rounds 3] [--device auto]
+    python benchmarks/pruning_cost.py MODEL [--calibration demo] [--recipes 50% 2:4 good] [--rounds 3] [--device auto]
 
 Times, in turn, two plain forward passes of the model's blocks over the calibration tokens, and ``secateur.prune`` by
 each recipe on the same tokens, after loading. Quotes the ratio of each round, the median, and the seconds by stage.
@@ -29,7 +29,7 @@ RECIPES = {
     "50%": lambda: Recipe(),
     "2:4": lambda: Recipe(pattern="2:4"),
     "2:4-published": lambda: Recipe(pattern="2:4", permute="lsa-published"),
-    "best": lambda: Recipe.load("best"),
+    "good": lambda: Recipe.load("good"),
 }
 
 

@@ -1,7 +1,7 @@
 """Beyond the paper: quality at equal bytes.
 
 Packed, every pattern of one sparsity takes the same bytes, and the CPU kernels run all of them. So which gives the best
-model, and does the loosest cost speed? Pruned by ``--recipe best``. *Bytes* are those of the packed linears over dense
+model, and does the loosest cost speed? Pruned by ``--recipe good``. *Bytes* are those of the packed linears over dense
 bfloat16, *speed* is how many times as fast as that they decode one token (medians and quartiles).
 """
 
@@ -28,7 +28,7 @@ INK = "#1a1a1a"
 
 def run(setting: Setting) -> Report:
     found = setting.sweep(
-        {"best": {"preset": "best"}}, axes={"pattern": TARGETS}, seeds=setting.seeds[:1], keep_models=True
+        {"good": {"preset": "good"}}, axes={"pattern": TARGETS}, seeds=setting.seeds[:1], keep_models=True
     )
     texts = [text.data.partition(":")[0] for text in found.summaries[0].texts]
     rows: list[tuple[str, str, list[float], dict[str, tuple[float, Spread]]]] = []

@@ -1,6 +1,6 @@
 """Beyond the paper: prune, quantize, or both? Quality, size and speed of what one model can be packed to.
 
-The dense model and pruned ones (``--recipe best``), each packed with bfloat16 values, with int8 values (rounded) and
+The dense model and pruned ones (``--recipe good``), each packed with bfloat16 values, with int8 values (rounded) and
 with int4 values (GPTQ). *Bits* are those of a weight of the blocks' linears, masks, scales and zero-points included.
 Rows of about the same bits are to be compared.
 """
@@ -27,9 +27,9 @@ MODELS = LLAMA2[:1]
 TEXTS = ("wikitext2", "c4")
 TARGETS: dict[str, dict[str, Any] | None] = {
     "dense": None,
-    "best 2:4": {"pattern": "2:4", "sparsity": None},
-    "best 16:32": {"pattern": "16:32", "sparsity": None},
-    "best 50 %": {"sparsity": 0.5, "pattern": None},
+    "good 2:4": {"pattern": "2:4", "sparsity": None},
+    "good 16:32": {"pattern": "16:32", "sparsity": None},
+    "good 50 %": {"sparsity": 0.5, "pattern": None},
 }
 VALUES = ("bfloat16", "int8", "int4")
 GROUPS = (128, 64, 32)
@@ -57,7 +57,7 @@ def pack(setting: Setting, model: str, folder: Path, name: str, values: str) -> 
     """The folder of a model that is pruned as ``name`` says, packed with such values; the dense one as it is."""
     target, plain, options = TARGETS[name], folder, None
     if target:
-        options = Recipe.load("best").to_dict() | setting.options(**target)
+        options = Recipe.load("good").to_dict() | setting.options(**target)
         plain = setting.prune(model, folder, **options)
     elif values == "bfloat16":
         return folder

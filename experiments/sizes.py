@@ -19,7 +19,7 @@ RECIPES = {
     "fast (RI, 2:4)": Recipe.load("fast"),
     "RIA 50 %": Recipe(),
     "RIA 2:4": Recipe(pattern="2:4"),
-    "best": Recipe.load("best"),
+    "good": Recipe.load("good"),
 }
 GB = 10**9
 # Rounded from what one thread of an Emerald Rapids processor with AMX did beside other work, and scaled to 32 cores: 32

@@ -25,8 +25,9 @@ def test_a_preset_is_a_recipe_by_name(name):
 def test_presets_are_what_they_say():
     assert Recipe.load("paper").permute == "lsa-published"
     assert not Recipe.load("fast").needs_inputs
-    assert Recipe.load("best").steps == ("reconstruct",)
-    with pytest.raises(InputError, match="the presets are paper, best, fast"):
+    assert Recipe.load("good").steps == Recipe.load("best").steps == ("reconstruct",)
+    assert Recipe.load("best").tune and not Recipe.load("good").tune
+    with pytest.raises(InputError, match="the presets are fast, paper, good, best"):
         Recipe.load("bset")
 
 

@@ -58,7 +58,7 @@ else:
     MethodName = Literal[tuple(QUANTIZATIONS)]
 Fold = Literal["exact", "gather", "none"]
 
-PRESETS = ("paper", "best", "fast")
+PRESETS = ("fast", "paper", "good", "best")
 
 
 def _listed(what: str, methods: Mapping[str, str]) -> str:

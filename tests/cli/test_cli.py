@@ -105,7 +105,7 @@ def test_options_win_over_the_recipe_file(tmp_path, dense, capsys):
 
 
 def test_a_preset_can_be_changed_and_its_steps_are_reported(tmp_path, dense, capsys):
-    line = ["prune", dense, "--out", tmp_path / "out", "--recipe", "best", "--quiet", *calibration(tmp_path)]
+    line = ["prune", dense, "--out", tmp_path / "out", "--recipe", "good", "--quiet", *calibration(tmp_path)]
     assert run(*line, "--refine") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "sparsegpt 2:4 (50 %) lsa exact +admm +refine" in shown

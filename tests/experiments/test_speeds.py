@@ -45,7 +45,7 @@ SHORT: dict[Any, dict[str, Any]] = {
     table4: {"METHODS": {"ria": {"score": "ria", "permute": "none"}}},
     equal_bytes: {"TARGETS": ONE},
     few_bits: {
-        "TARGETS": {name: few_bits.TARGETS[name] for name in ("dense", "best 2:4")},
+        "TARGETS": {name: few_bits.TARGETS[name] for name in ("dense", "good 2:4")},
         "VALUES": ("bfloat16", "int4"),
     },
     reconstruction: {"SMALL_AXES": {"target": ONE, "reconstruct": ["cg"]}},

@@ -23,7 +23,7 @@ from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear, judged_together, reader_groups
 from secateur.pruning.order import SURVEYED_ROWS
-from secateur.pruning.prepare import Samples, Selection, Task
+from secateur.pruning.prepare import TOKENS_ON_CPU, Samples, Selection, Task
 from secateur.scores import SCORES
 from secateur.sizes import parse_size, show_size
 from secateur.stats.inputs import gram_bytes
@@ -39,6 +39,8 @@ FLOAT = torch.float32.itemsize
 SCORING, STEPPING = 6, 12
 # Float32 copies of a block while it is tuned: gradients twice, masters, two moments, values at first, at best and now.
 TUNING = 8
+# Activations of a batch that wait for their gradients, for each input and output channel of a linear.
+ACTIVATIONS = 3
 # Masks of a linear that is judged: the first, the current one, and that of a step.
 MASKS = 3
 # Float32 copies of all scores that an order is searched for.
@@ -188,10 +190,13 @@ def _pruning(task: Task, block: Block) -> int:
 
 
 def _tuning(task: Task, block: Block) -> int:
-    """Float32 copies of a block for steps of its optimizer, and as stored before and at best. Batches are small."""
+    """Copies of a block for steps of its optimizer, and the activations of a batch, which wait for their gradients."""
     if not task.recipe.tuning_epochs:
         return 0
-    return TUNING * FLOAT * sum(parameter.numel() for parameter in block.module.parameters())
+    weights = sum(parameter.numel() for parameter in block.module.parameters())
+    channels = sum(sum(block.weight(linear).shape) for linear in block.linears if not linear.expert)
+    tokens = max(TOKENS_ON_CPU, task.recipe.length)
+    return FLOAT * (TUNING * weights + ACTIVATIONS * tokens * channels)
 
 
 def _factors(task: Task, block: Block, *, ordering: bool = False) -> int:
