@@ -160,10 +160,10 @@ class Recipe(WalkOptions):
     """The share of what the blocks before have done that a block learns to make up for: with 0 it learns to give what
     the dense block gives on the same hidden states, with 1 what the dense model has there."""
 
-    epochs: Annotated[int, TUNING] = 8
+    epochs: Annotated[int, TUNING] = 5
     """How often each block sees all samples."""
 
-    learning_rate: Annotated[float, TUNING] = 0.01
+    learning_rate: Annotated[float, TUNING] = 0.015
     """The rate of Adam at its highest, relative to the root mean square of each tensor."""
 
     def __post_init__(self) -> None:
