@@ -24,13 +24,14 @@ from secateur.recipe import Recipe
 
 # Of all steps, those in which the rate grows to what it is to be, and falls to nothing after.
 WARM_UP = 0.1
+LARGEST = 1e30
 
 
 def tune(visit: Visit, task: Task) -> None:
     """Tune the block of a visit in place, among its tensors and in its module.
 
-    After each epoch the guard compares the block, as it would be written, with the dense one, and the best is what is
-    taken: the block as it was, if none is better. Without a guard the last is.
+    After each epoch the guard compares the block, as it would be written, with what it is to give, and the best is what
+    is taken: the block as it was, if none is better. Without a guard the last is. Nothing is lost: nothing is done.
 
     Args:
         visit: has the pruned block, and a lesson. Gets the trial, and the names of the tensors that were tuned besides
@@ -40,12 +41,15 @@ def tune(visit: Visit, task: Task) -> None:
     block, lesson, results = visit.block, visit.lesson, visit.results
     assert lesson is not None
     guard = lesson.guard
-    learner = _Learner(visit)
     before = best = guard.error() if guard else math.inf
+    if not before:
+        return
+    learner = _Learner(visit)
     after, chosen = math.inf, None
     for epoch in _epochs(lesson, learner, task.recipe):
         learner.show()
         after = guard.error() if guard else 0.0 if epoch == task.recipe.epochs else math.inf
+        after = after if after < LARGEST else LARGEST  # no number either: JSON has none for that
         if after < best and learner.finite:
             best, chosen = after, learner.values
     learner.settle(chosen)
