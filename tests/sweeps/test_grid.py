@@ -20,13 +20,13 @@ def test_later_layers_win():
         MODELS
         | {
             "base": {"preset": "paper", "samples": 3, "length": 20, "pattern": "4:8", "alpha": 0.1},
-            "recipes": {"own": {"length": 30}, "best": {"preset": "best"}, "unstructured": {"sparsity": 0.7}},
+            "recipes": {"own": {"length": 30}, "good": {"preset": "good"}, "unstructured": {"sparsity": 0.7}},
             "grid": {"alpha": [0.2, 0.3]},
         }
     )
-    own, _, best, _, unstructured, _ = recipes(grid)
+    own, _, good, _, unstructured, _ = recipes(grid)
     assert own == Recipe(permute="lsa-published", samples=3, length=30, pattern="4:8", alpha=0.2)
-    assert best == Recipe(score="sparsegpt", reconstruct="admm", samples=3, length=20, pattern="4:8", alpha=0.2)
+    assert good == Recipe(score="sparsegpt", reconstruct="admm", samples=3, length=20, pattern="4:8", alpha=0.2)
     assert (unstructured.sparsity, unstructured.pattern) == (0.7, None)
 
 
