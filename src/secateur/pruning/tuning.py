@@ -7,7 +7,7 @@ The idea is that of EBFT (Guo et al., arXiv 2402.12419).
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,6 +24,7 @@ from secateur.recipe import Recipe
 
 # Of all steps, those in which the rate grows to what it is to be, and falls to nothing after.
 WARM_UP = 0.1
+# What stands for an error that is infinite, or no number: JSON has neither.
 LARGEST = 1e30
 
 
@@ -31,7 +32,7 @@ def tune(visit: Visit, task: Task) -> None:
     """Tune the block of a visit in place, among its tensors and in its module.
 
     After each epoch the guard compares the block, as it would be written, with what it is to give, and the best is what
-    is taken: the block as it was, if none is better. Without a guard the last is. Nothing is lost: nothing is done.
+    is taken: the block as it was, if none is better. Without a guard the last is. A block that loses nothing stays.
 
     Args:
         visit: has the pruned block, and a lesson. Gets the trial, and the names of the tensors that were tuned besides
@@ -47,11 +48,12 @@ def tune(visit: Visit, task: Task) -> None:
     learner = _Learner(visit)
     after, chosen = math.inf, None
     for epoch in _epochs(lesson, learner, task.recipe):
-        learner.show()
+        values = learner.values
+        learner.show(values)
         after = guard.error() if guard else 0.0 if epoch == task.recipe.epochs else math.inf
-        after = after if after < LARGEST else LARGEST  # no number either: JSON has none for that
-        if after < best and learner.finite:
-            best, chosen = after, learner.values
+        after = after if after < LARGEST else LARGEST
+        if after < best and all(bool(value.isfinite().all()) for value in values.values()):  # float16 ends at 65,504
+            best, chosen = after, values
     learner.settle(chosen)
     if guard:
         names = [block.full_name(linear) for linear in block.linears]
@@ -59,7 +61,8 @@ def tune(visit: Visit, task: Task) -> None:
         results.trials.append(Trial(names, "tune", before, best if kept else after, kept))
     if chosen is None:
         return
-    results.tuned += [name for name in (block.prefix + each for each in chosen) if name not in block.pruned]
+    pruned = block.pruned
+    results.tuned += [name for name in (block.prefix + each for each in chosen) if name not in pruned]
     linears = {block.full_name(linear): linear for linear in block.linears}
     for number, layer in enumerate(results.layers):  # a kept weight may have become zero
         stored = block.stored(linears[layer.name], visit.tensors)
@@ -125,9 +128,9 @@ class _Learner:
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             parameter.data.copy_(master.detach())
 
-    def show(self) -> None:
-        """Let the module compute with what would be written."""
-        for parameter, value in zip(self.parameters, self.values.values(), strict=True):
+    def show(self, values: Mapping[str, Tensor]) -> None:
+        """Let the module compute with these, by their names in the block."""
+        for parameter, value in zip(self.parameters, values.values(), strict=True):
             parameter.data.copy_(value)
 
     @property
@@ -136,16 +139,12 @@ class _Learner:
         masters = zip(self._stored.items(), self.masters, strict=True)
         return {name: master.detach().to(stored.dtype, copy=True) for (name, stored), master in masters}
 
-    @property
-    def finite(self) -> bool:
-        """Whether what would be written can be: float16 ends at 65,504."""
-        return all(bool(value.isfinite().all()) for value in self.values.values())
-
     def settle(self, values: dict[str, Tensor] | None) -> None:
         """Let the visit and the module have these, or what they had at first."""
-        for parameter, (name, value) in zip(self.parameters, (values or self._first).items(), strict=True):
+        values = values or self._first
+        for name, value in values.items():
             self._stored[name].copy_(value)
-            parameter.data.copy_(value)
+        self.show(values)
 
 
 def _kept(block: Block) -> dict[str, Tensor]:
