@@ -98,13 +98,13 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTr
     return model.to(dtype).eval()
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of bytes."""
+def tokenizer(bos: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes, one of which may be the token that it puts before any text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core)
+    return PreTrainedTokenizerFast(tokenizer_object=core, **{"bos_token": bos, "add_bos_token": True} if bos else {})
 
 
 def save(name: str, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:

@@ -2,7 +2,7 @@
 
 They come in groups, which ``--help`` shows in this order. :class:`Options` is what all are told that calibrate:
 
-- Calibration: ``calibration``, ``samples``, ``length``, ``seed``
+- Calibration: ``calibration``, ``column``, ``split``, ``samples``, ``length``, ``bos``, ``seed``
 - Computation: ``device``, ``dtype``
 
 :class:`WalkOptions` is what those are told besides that walk over the blocks of a model and change its linears:
@@ -24,6 +24,7 @@ from secateur.sizes import parse_size
 Step = Literal["reconstruct", "refine"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = get_args(DtypeName)
+Bos = Literal["auto", "each", "once", "never"]
 
 SCORE, SPARSITY, PERMUTATION, RECONSTRUCTION, TUNING, QUANTIZATION, REMOVAL, CALIBRATION, COMPUTATION = (
     Parameter(group=Group.create_ordered(name))
@@ -39,6 +40,14 @@ SCORE, SPARSITY, PERMUTATION, RECONSTRUCTION, TUNING, QUANTIZATION, REMOVAL, CAL
         "Computation",
     )
 )
+# What says which samples there are, and how they are cut.
+_OF_SAMPLES = ("calibration", "column", "split", "samples", "length", "bos")
+
+
+def check_bos(bos: str) -> None:
+    """Raise :class:`InputError` if there is no such protocol for the token that begins a text."""
+    if bos not in get_args(Bos):
+        raise InputError(f"bos {bos!r} is none of {', '.join(get_args(Bos))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +61,24 @@ class Options:
     # ---------------------------------------------------------------- Calibration
 
     calibration: Annotated[str, CALIBRATION] = "c4"
-    """c4, wikitext2, ptb (or c4:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, demo; self for text that the
-    model itself writes first; or several, each with its share: 'c4:0.5 self:0.5'."""
+    """c4, wikitext2, ptb (or c4:FILE, …), a .txt, .json, .jsonl or .parquet file, a hub dataset, demo; self for text
+    that the model itself writes first; or several, each with its share: 'c4:0.5 self:0.5'."""
+
+    column: Annotated[str | None, CALIBRATION] = None
+    """The column of text, or of chats; by default text, messages, conversations, or the only one of strings."""
+
+    split: Annotated[str | None, CALIBRATION] = None
+    """The split of hub datasets; by default train."""
 
     samples: Annotated[int, CALIBRATION] = 128
     """Number of calibration samples."""
 
     length: Annotated[int, CALIBRATION] = 2048
     """Tokens per calibration sample."""
+
+    bos: Annotated[Bos, CALIBRATION] = "auto"
+    """Where the token that begins a text stands: in each sample, once before the whole text where the tokenizer puts
+    one, or never; auto is each for Gemma, else once."""
 
     seed: Annotated[int, CALIBRATION] = 0
     """Seed of the draw of the samples."""
@@ -80,6 +99,7 @@ class Options:
             raise InputError(f"seed {self.seed} is not in [0, 2^63)")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        check_bos(self.bos)
 
     @property
     def needs_inputs(self) -> bool:
@@ -114,7 +134,7 @@ class Options:
     @property
     def idle(self) -> dict[str, Any]:
         """The options that do nothing here, each with the one value that stands for all."""
-        unread = {name: getattr(Options, name) for name in ("calibration", "samples", "length")}
+        unread = {name: getattr(Options, name) for name in _OF_SAMPLES}
         return (unread if not self.needs_inputs else {}) | ({} if self.draws else {"seed": 0})
 
     @property

@@ -148,30 +148,32 @@ def test_too_little_text_says_what_to_do(tokenizer):
         ("empty.txt", b"", "holds no text"),
         ("blank.jsonl", b"\n\n", "holds no text"),
         ("broken.jsonl", b'{"text": "a"}\n{"text"', "broken.jsonl, line 2: not JSON"),
-        ("list.jsonl", b"[1]\n", "line 1: not a JSON object .*one object a line"),
+        ("list.jsonl", b"[1]\n", "row 1: not a JSON object .*one object a line"),
+        ("cut.json", b'[{"text": "a"}, {"text": "b"}, ', "row 3: not JSON"),
         ("number.jsonl", b'{"text": "a"}\n{"text": 3}\n', "line 2: no text in 'text'"),
         (
             "two.jsonl",
             b'{"a": "x", "b": "y"}\n',
-            "no column named 'text', and several or none that may be it: 'a', 'b'",
+            "no column named 'text' nor 'messages' or 'conversations', and it has 'a', 'b': say which it is",
         ),
         ("latin.txt", b"\xff\xfe\xfa", "cannot be read as text"),
         ("fake.jsonl.gz", b"not gzip", "cannot be read as text"),
         ("fake.parquet", b"not parquet", "cannot be read as parquet"),
         ("damaged.jsonl.gz", gzip.compress(b"x" * 999)[:12] + b"\xff" * 20, "cannot be read as text"),
         ("cut.jsonl.gz", gzip.compress(bytes(999))[:-9], "cannot be read as text"),
-        ("deep.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("deep.jsonl", b"[" * 100_000, "row 1: not JSON"),
         ("digits.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "line 1: not JSON"),
         ("half.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', "row 2: not a text, it has half a character"),
         ("null.jsonl", b'{"text": null}\n', "holds no text"),
-        ("later.jsonl", b'{"text": null}\n{"text": ["a"]}\n', "line 2: no text in 'text'"),
-        ("ids.jsonl", b'{"prompt_id": "abc", "n": 3}\n', "no column named 'text', and .*: 'prompt_id'"),
+        ("later.jsonl", b'{"text": null}\n{"text": ["a"]}\n', "line 2, message 1 of 'text': it needs"),
+        ("ids.jsonl", b'{"prompt_id": "abc", "n": 3}\n', "no column named 'text' .* it has 'prompt_id'"),
         (
             "chats.jsonl",
             b'{"id": "a", "conversations": [{"from": "human"}]}\n',
-            "chats .*'conversations'.*template",
+            "line 1, message 1 of 'conversations': it needs a text as 'role' and one as 'content'",
         ),
-        ("chats2.jsonl", b'{"title": "a", "messages": [{"role": "user"}]}\n', "holds chats .*'messages'"),
+        ("chats2.jsonl", b'{"title": "a", "messages": [{"role": "user"}]}\n', "message 1 of 'messages': it needs"),
+        ("both.jsonl", b'{"text": "a"}\n{"text": [{"from": "gpt", "value": "b"}]}\n', "texts in some rows and chats"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, name, content, message):
@@ -213,6 +215,42 @@ def test_a_line_without_end_is_not_read(tmp_path, monkeypatch):
     path = jsonl(tmp_path / "a.jsonl.gz", ["x" * 10_000])
     with pytest.raises(InputError, match="line 1: longer than 1,000 characters"):
         data.load_text(str(path), "calibration")
+    monkeypatch.setattr(readers, "_CHUNK", 100)
+    (tmp_path / "b.json").write_text('[{"text": "short"}, {"text": "' + "x" * 10_000)
+    with pytest.raises(InputError, match="row 2: longer than 1,000 characters"):
+        data.load_text(str(tmp_path / "b.json"), "calibration")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 16])
+def test_a_list_is_as_good_as_lines(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(readers, "_CHUNK", chunk)
+    expected = [*ROWS, 'a "quote", a bracket ] and a brace }']
+    rows = [{"text": row, "more": {"n": [number, []]}} for number, row in enumerate(expected)]
+    for indent in (None, 2):
+        (tmp_path / "a.json").write_text(json.dumps(rows, indent=indent) + "\n")
+        assert data.load_text(str(tmp_path / "a.json"), "calibration").rows == expected
+
+
+def test_a_column_that_is_named_is_read(tmp_path):
+    lines = "".join(json.dumps({"text": "no", "answer": row, "more": "x"}) + "\n" for row in ROWS)
+    (tmp_path / "a.jsonl").write_text(lines)
+    text = data.load_text(str(tmp_path / "a.jsonl"), "calibration", column="answer")
+    assert (text.rows, text.column) == (ROWS, "answer")
+    with pytest.raises(InputError, match="line 1: no text in 'reply': the columns are 'text', 'answer', 'more'"):
+        data.load_text(str(tmp_path / "a.jsonl"), "calibration", column="reply")
+    with pytest.raises(InputError, match="no column 'reply' of text or chats: it has 'text'"):
+        data.load_text(str(parquet(tmp_path / "b.parquet", ROWS)), "calibration", column="reply")
+
+
+def test_a_column_or_a_split_where_there_is_none_is_refused():
+    data.check_choice(["c4", "ptb:a.jsonl"], "sentence", None)
+    data.check_choice(["demo", "org/name/config"], "answer", "dev")
+    data.check_choice(["self"], None, None)
+    for without in (["c4"], ["demo", "a.txt", "c4:a.txt.gz"], ["self"]):
+        with pytest.raises(InputError, match="has no columns to choose from"):
+            data.check_choice(without, "text", None)
+    with pytest.raises(InputError, match="has no splits to choose from"):
+        data.check_choice(["a.jsonl", "wikitext2"], None, "test")
 
 
 def test_c4_as_it_is_distributed_is_read_as_json(tmp_path):
@@ -257,6 +295,10 @@ def test_any_hub_dataset_with_a_text_column(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *name, streaming: {"first": rows, "second": rows})
     with pytest.raises(InputError, match="some/corpus has no split train to read: it has first, second"):
         data.load_text("some/corpus", "calibration")
+
+    assert len(data.load_text("some/corpus", "evaluation", split="second", column="content").rows) == 100
+    with pytest.raises(InputError, match="no split third to read: it has first, second"):
+        data.load_text("some/corpus", "calibration", split="third")
 
     def unreachable(*name, streaming):
         raise ConnectionError("no network")

@@ -94,6 +94,36 @@ def test_a_stride_of_a_window_is_none(tmp_path, text):
         secateur.evaluate(folder, text, window=32, stride=33)
 
 
+@pytest.mark.parametrize("bos", ["each", "once", "never"])
+def test_bos_is_seen_and_not_predicted(tmp_path, text, bos):
+    folder = pico.save("gemma3", tmp_path / "m")
+    pico.tokenizer("~").save_pretrained(folder)
+    (result,) = secateur.evaluate(folder, text, window=20, bos=bos)[0].texts
+    model, ids = pico.build("gemma3").double(), pico.tokenizer("~").encode("A law should be able to fail. " * 30)
+    begins, ids = ids[:1], ids[0 if bos == "once" else 1 :]
+    taken = 19 if bos == "each" else 20
+    losses = []
+    for start in range(0, len(ids) - taken + 1, taken):
+        window = torch.tensor([(begins if bos == "each" else []) + ids[start : start + taken]])
+        with torch.no_grad():
+            logs = model(window).logits[0].log_softmax(-1)
+        losses += [-logs[place, token].item() for place, token in enumerate(window[0, 1:])]
+    assert (result.bos, result.tokens) == (bos, len(losses))
+    assert result.nll == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_a_pruned_model_reads_what_its_dense_model_reads(tmp_path, text):
+    dense = pico.save("gemma3", tmp_path / "dense")
+    pico.tokenizer("~").save_pretrained(dense)
+    recipe = Recipe(score="wanda", calibration=text, samples=2, length=16)
+    assert secateur.prune(dense, tmp_path / "pruned", recipe)["calibration"]["bos"] == "each"
+    one, other = (result.texts[0] for result in secateur.evaluate([dense, tmp_path / "pruned"], text, window=16))
+    assert one.bos == other.bos == "each" and one.tokens_sha256 == other.tokens_sha256
+    assert other.divergence is not None
+    with pytest.raises(InputError, match="'twice' is none of auto, each, once, never"):
+        secateur.evaluate(dense, text, bos="twice")
+
+
 @pytest.mark.parametrize("free", [0, 10**5, 10**12])
 @pytest.mark.filterwarnings("ignore::secateur.errors.Notice")
 def test_memory_changes_the_batch_and_not_the_result(tmp_path, text, monkeypatch, free):

@@ -108,6 +108,19 @@ def test_rolling_perplexity_is_ours_with_windows_that_share_one_token(tmp_path):
     assert ours.nll == pytest.approx(-theirs / 640, rel=1e-5)
 
 
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("bos", ["each", "once", "never"])
+def test_questions_begin_as_windows_do(folder, adds, bos):
+    tokenizer = pico.tokenizer("~")
+    tokenizer.add_bos_token = adds
+    model, begins = pico.build("llama-gqa-tied"), set()
+    model.register_forward_pre_hook(
+        lambda _, words, named: begins.update((named.get("input_ids", *words))[:, 0].tolist()), with_kwargs=True
+    )
+    zero_shot.score(model, tokenizer, zero_shot.find_tasks([], EXAMPLE), free=10**9, limit=2, bos=bos)
+    assert (begins == {tokenizer.bos_token_id}) == (bos == "each" or (bos == "once" and adds))
+
+
 def test_a_group_stands_for_its_tasks(folder):
     from lm_eval.api.group import Group
     from lm_eval.api.task import ConfigurableTask

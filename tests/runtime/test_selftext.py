@@ -89,6 +89,16 @@ def test_every_text_begins_as_the_tokenizer_has_it(cache, dense):
     assert (ids[:, 0] == number).all() and len({*ids[:, 1].tolist()}) > 1
 
 
+def test_every_text_begins_with_bos_where_each_window_does(cache, dense):
+    tokenizer = pico.tokenizer("~")
+    tokenizer.add_bos_token = False
+    tokenizer.save_pretrained(dense)
+    number = tokenizer.bos_token_id
+    assert (write(dense, bos="each")[:, 0] == number).all()
+    for bos in ("once", "never"):
+        assert not (write(dense, bos=bos)[:, 0] == number).any()
+
+
 def test_what_its_authors_want_to_be_generated_does_not_matter(cache, dense):
     ids = write(dense)
     shutil.rmtree(cache)

@@ -36,6 +36,7 @@ class _Samples(msgspec.Struct, frozen=True):
     samples: int
     length: int
     seed: int
+    bos: str = "once"
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,7 +238,8 @@ def _sampled(samples: _Samples | None) -> str:
     whole = sum(part.share for part in parts)
     told = [f"{float(part.share / whole):.0%} {_text(part.source)}" for part in parts]
     of = f"a mixture: {', '.join(told)}" if len(told) > 1 else _text(samples.source)
-    return f"Calibrated on {samples.samples:,} samples of {samples.length:,} tokens of {of}, seed {samples.seed}"
+    bos = {"each": ", each of which begins with BOS", "never": ", without BOS"}.get(samples.bos, "")
+    return f"Calibrated on {samples.samples:,} samples of {samples.length:,} tokens of {of}, seed {samples.seed}{bos}"
 
 
 def _text(source: str) -> str:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 import secateur
 from secateur.cli.common import Json, Quiet, app, print_json, progress_for
+from secateur.options import Bos
 
 FAILED_CHECK = 1  # the exit code
 
@@ -19,9 +20,12 @@ def evaluate(
     /,
     *,
     data: list[str] | None = None,
+    column: str | None = None,
+    split: str | None = None,
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    bos: Bos = "auto",
     tasks: list[str] | None = None,
     task_files: Path | None = None,
     task_limit: int | None = None,
@@ -44,14 +48,21 @@ def evaluate(
     models
         Hub names, folders or .gguf files.
     data
-        wikitext2, ptb, c4 (or wikitext2:FILE, …), a .txt, .jsonl or .parquet file, a hub dataset, or demo; once for
-        each text. By default wikitext2, or none if there are tasks.
+        wikitext2, ptb, c4 (or wikitext2:FILE, …), a .txt, .json, .jsonl or .parquet file, a hub dataset, or demo; once
+        for each text. By default wikitext2, or none if there are tasks.
+    column
+        The column of text, or of chats; by default text, messages, conversations, or the only one of strings.
+    split
+        The split of hub datasets; by default test, validation or train, the first that is there.
     window
         Tokens per window; by default the model's context, at most 2048.
     stride
         Tokens from one window to the next; by default the window, so that none overlap.
     limit
         Use only so many windows of each text.
+    bos
+        Where the token that begins a text stands: in each window, once before the whole text where the tokenizer puts
+        one, or never; auto is each for Gemma, else once.
     tasks
         Names with commas between: tasks of lm-eval, tasks in --task-files, or ria for the five of the RIA paper.
     task_files
@@ -77,9 +88,12 @@ def evaluate(
     results = secateur.evaluate(
         models,
         data,
+        column=column,
+        split=split,
         window=window,
         stride=stride,
         limit=limit,
+        bos=bos,
         tasks=[name.strip() for names in tasks or [] for name in names.split(",") if name.strip()],
         task_files=task_files,
         task_limit=task_limit,

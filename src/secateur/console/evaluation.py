@@ -10,6 +10,8 @@ from secateur.evaluation.evaluate import Evaluation
 from secateur.evaluation.perplexity import Perplexity
 from secateur.evaluation.zero_shot import TaskScore, first_metrics
 
+_BOS = {"once": "", "each": ", BOS in each", "never": ", without BOS"}
+
 
 def evaluation_table(results: Sequence[Evaluation]) -> Grid:
     """Models side by side, the first of them the dense one: a column per text and task.
@@ -41,8 +43,9 @@ def evaluation_table(results: Sequence[Evaluation]) -> Grid:
 
 def _windows(text: Perplexity) -> str:
     """How much of a text was read."""
-    stride = f", one every {text.stride}" if text.stride < text.window else ""
-    return f"{text.data}: {text.windows} windows of {text.window} tokens{stride}"
+    stride = f", one every {text.stride}" if text.stride < text.window - (text.bos == "each") else ""
+    chosen = "".join(f", {name} {value}" for name, value in (("column", text.column), ("split", text.split)) if value)
+    return f"{text.data}{chosen}: {text.windows} windows of {text.window} tokens{stride}{_BOS[text.bos]}"
 
 
 def _perplexity(text: Perplexity, against: Comparison | None) -> tuple[str, ...]:

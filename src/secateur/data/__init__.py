@@ -1,7 +1,8 @@
 """Text in, tokens out: for calibration and for perplexity."""
 
+from secateur.data.bos import settle_bos, start_of
 from secateur.data.mixtures import SELF, Part, interleave, parts_of, share_out
-from secateur.data.sources import Purpose, Text, hub_dataset, load_text, local_file, public_name
+from secateur.data.sources import Purpose, Text, check_choice, hub_dataset, load_text, local_file, public_name
 from secateur.data.tokens import calibration_samples, check_ids, evaluation_windows
 from secateur.digests import digest
 
@@ -11,6 +12,7 @@ __all__ = [
     "Purpose",
     "Text",
     "calibration_samples",
+    "check_choice",
     "check_ids",
     "digest",
     "evaluation_windows",
@@ -20,5 +22,7 @@ __all__ = [
     "local_file",
     "parts_of",
     "public_name",
+    "settle_bos",
     "share_out",
+    "start_of",
 ]

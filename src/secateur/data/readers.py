@@ -1,10 +1,11 @@
-"""Rows of text out of local files, one after the other: whoever asks takes as many as it needs.
+"""Rows of text, or of chats, out of local files, one after the other: whoever asks takes as many as it needs.
 
 Nothing is read further than that, and no row is longer than :data:`MOST_LINE`: a compressed file of a few kilobytes may
 hold one line of gigabytes.
 """
 
 import gzip
+import itertools
 import json
 import re
 import zlib
@@ -13,10 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from secateur.data.chats import COLUMNS as CHATS
+from secateur.data.chats import Row, row_of
 from secateur.errors import InputError, reason
 
 # Characters. A line of JSON is a document, and hardly any is longer than a book of a megabyte.
 MOST_LINE = 16 << 20
+_CHUNK = 1 << 16
+_WANTED = "one object a line is wanted, or a list of them"
+# What stands between the elements of a list.
+_BETWEEN = re.compile(r"[\s,]*")
 # Names of columns that hold strings, but no text.
 _NO_TEXT = re.compile(r"(.*[_-])?(id|uuid|url|hash)", re.IGNORECASE)
 
@@ -51,28 +58,69 @@ def _txt_rows(path: Path, most: int) -> Iterator[str]:
     yield read_txt(path, most)
 
 
-def read_jsonl(path: Path, column: str | None = None) -> Iterator[str]:
-    """One row per line: the text in ``column`` of its JSON object; none where it is null."""
+def read_json(path: Path, column: str | None = None) -> Iterator[Row]:
+    """One row per JSON object, of which there is one a line, or one list of them: what is in ``column``."""
+    for where, record in _records(path):
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: not a JSON object with a text in it; {_WANTED}")
+        column = column or column_of(str(path), record)
+        yield row_of(where, record, column)
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """The values in a file of JSON, each with the name of its place."""
     with _text_of(path) as file:
+        begun = False
         for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), ""), 1):
             where = f"{path}, line {number}"
+            if not begun and line.lstrip().startswith("["):
+                yield from _elements(path, file, line.lstrip()[1:])
+                return
             if len(line) == MOST_LINE:
-                raise InputError(f"{where}: longer than {MOST_LINE:,} characters, and so no document")
-            if not line.strip():
-                continue
+                raise _too_long(where)
+            if line.strip():
+                begun = True
+                with _decoding(where):
+                    record = json.loads(line)
+                yield where, record
+
+
+def _elements(path: Path, file: TextIO, read: str) -> Iterator[tuple[str, Any]]:
+    """The elements of one list in JSON, of which ``read`` has been read after the bracket that opens it."""
+    decoder, place = json.JSONDecoder(), 0
+    for number in itertools.count(1):
+        where = f"{path}, row {number}"
+        while True:
+            place = _BETWEEN.match(read, place).end()  # type: ignore[union-attr]
+            if read.startswith("]", place):
+                return
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:  # which may also be a number of too many digits
-                raise InputError(f"{where}: not JSON ({reason(error)})") from None
-            if not isinstance(record, dict):
-                raise InputError(f"{where}: not a JSON object with a text in it; one object a line is wanted")
-            column = column or column_of(str(path), record)
-            if column not in record or not isinstance(record[column], str | None):
-                raise InputError(f"{where}: no text in {column!r}")
-            yield record[column] or ""
+                with _decoding(where):
+                    record, place = decoder.raw_decode(read, place)
+                break
+            except InputError:  # or there is more of it
+                read, place = read[place:], 0
+                if len(read) >= MOST_LINE:
+                    raise _too_long(where) from None
+                if not (more := file.read(max(_CHUNK, len(read)))):
+                    raise
+                read += more
+        yield where, record
 
 
-def read_parquet(path: Path, column: str | None = None) -> Iterator[str]:
+@contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RecursionError) as error:  # which may also be a number of too many digits
+        raise InputError(f"{where}: not JSON ({reason(error)}); {_WANTED}") from None
+
+
+def _too_long(where: str) -> InputError:
+    return InputError(f"{where}: longer than {MOST_LINE:,} characters, and so no document")
+
+
+def read_parquet(path: Path, column: str | None = None) -> Iterator[Row]:
     """The rows of ``column``."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
@@ -80,38 +128,49 @@ def read_parquet(path: Path, column: str | None = None) -> Iterator[str]:
     try:
         file = parquet.ParquetFile(path)
         schema = file.schema_arrow
-        values = {f.name: f.type.value_type if arrow.types.is_dictionary(f.type) else f.type for f in schema}
-        texts = [name for name, kind in values.items() if str(kind) in ("string", "large_string", "string_view")]
-        lists = [f.name for f in schema if arrow.types.is_list(f.type) and arrow.types.is_struct(f.type.value_type)]
+        kinds = {f.name: f.type.value_type if arrow.types.is_dictionary(f.type) else f.type for f in schema}
+        texts = [name for name, kind in kinds.items() if str(kind) in ("string", "large_string", "string_view")]
+        lists = [name for name, kind in kinds.items() if _is_list(kind) and arrow.types.is_struct(kind.value_type)]
         column = column or text_column(str(path), texts, lists)
-        if column not in texts:
-            raise InputError(f"{path} has no column {column!r} of text")
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            yield from (row or "" for row in batch.column(0).to_pylist())
+        if column not in (*texts, *lists):
+            raise InputError(f"{path} has no column {column!r} of text or chats: it has {_listed([*texts, *lists])}")
+        batches = file.iter_batches(batch_size=256, columns=[column])
+        values = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+        for number, value in enumerate(values, 1):
+            yield row_of(f"{path}, row {number}", {column: value}, column)
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as parquet: {reason(error)}") from None
 
 
-# By the kind of a file, what reads it: called with the path, and how many characters are wanted at most.
-READERS: dict[str, Callable[[Path, int], Iterable[str]]] = {
-    ".txt": _txt_rows,
-    ".jsonl": lambda path, most: read_jsonl(path),
-    ".json": lambda path, most: read_jsonl(path),
-    ".parquet": lambda path, most: read_parquet(path),
+def _is_list(kind: Any) -> bool:
+    import pyarrow as arrow
+
+    return arrow.types.is_list(kind) or arrow.types.is_large_list(kind)
+
+
+# By the kind of a file, what reads it: called with the path, how many characters are wanted at most, and the column.
+READERS: dict[str, Callable[[Path, int, str | None], Iterable[Row]]] = {
+    ".txt": lambda path, most, _: _txt_rows(path, most),
+    ".jsonl": lambda path, _, column: read_json(path, column),
+    ".json": lambda path, _, column: read_json(path, column),
+    ".parquet": lambda path, _, column: read_parquet(path, column),
 }
+# Those of which each row has columns.
+IN_COLUMNS = (".jsonl", ".json", ".parquet")
 
 
 def column_of(where: str, record: Mapping[str, Any]) -> str:
     """The column that holds the text, by the first row of a data set; see :func:`text_column`."""
-    if "text" in record:
-        return "text"  # it may be null in this row
+    for known in ("text", *CHATS):
+        if known in record and isinstance(record[known], str | list | None):
+            return known  # it may be empty in this row
     texts = [key for key, value in record.items() if isinstance(value, str)]
     lists = [key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     return text_column(where, texts, lists)
 
 
 def text_column(where: str, texts: Sequence[str], lists: Sequence[str]) -> str:
-    """The column that holds the text: ``text``, or else the only one that holds strings.
+    """The column that holds the text: ``text``; or the chats; or else the only one that holds strings.
 
     Args:
         where: what an error names.
@@ -119,32 +178,35 @@ def text_column(where: str, texts: Sequence[str], lists: Sequence[str]) -> str:
         lists: the columns that hold lists of objects, as chats are.
 
     Raises:
-        InputError: when that cannot be told, or the rows are chats.
+        InputError: when that cannot be told.
     """
-    if "text" in texts:
-        return "text"
-    if lists:
-        raise InputError(
-            f"{where} holds chats or other lists ({', '.join(map(repr, lists))}), and no column 'text': write what the "
-            "model's chat template makes of each (tokenizer.apply_chat_template) into one"
-        )
+    for known, columns in ((("text",), texts), (CHATS, lists)):
+        if found := next((name for name in known if name in columns), None):
+            return found
     likely = [name for name in texts if not _NO_TEXT.fullmatch(name)]
-    if len(likely) == 1:
+    if len(likely) == 1 and not lists:
         return likely[0]
-    held = f"several or none that may be it: {', '.join(map(repr, texts))}" if texts else "none that holds strings"
-    raise InputError(f"{where} has no column named 'text', and {held}")
+    raise InputError(
+        f"{where} has no column named 'text' nor {' or '.join(map(repr, CHATS))}, and it has "
+        f"{_listed([*texts, *lists])}: say which it is (--column)"
+    )
 
 
-def read_rows(path: Path, most: int) -> Iterable[str]:
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(map(repr, columns)) or "none that holds text or chats"
+
+
+def read_rows(path: Path, most: int, column: str | None = None) -> Iterable[Row]:
     """The rows of a local file of any kind that :data:`READERS` knows, as they are asked for.
 
     Args:
         path: the file.
         most: so many characters are wanted.
+        column: which one of those that it has; by default as :func:`text_column` has it.
 
     Raises:
-        InputError: when it is not there, cannot be read, or has no column of text.
+        InputError: when it is not there, cannot be read, or has no column of text or chats.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    return READERS[suffix(path)](path, most)
+    return READERS[suffix(path)](path, most, column)

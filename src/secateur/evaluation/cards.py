@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard
@@ -74,15 +75,18 @@ def _of_text(text: Perplexity) -> list[EvalResult]:
     figures = {"perplexity": text.perplexity}
     if far:  # KL in nats per token, top-1 as a share of the tokens
         figures |= {"kl_divergence_from_dense": far.kl, "top1_agreement_with_dense": far.top1}
+    how: dict[str, Any] = {"windows": text.windows, "window": text.window, "stride": text.stride}
+    how |= {name: value for name, value in (("bos", text.bos), ("column", text.column)) if value not in ("once", None)}
     return [
         EvalResult(
             task_type=_KIND,
             dataset_type=known or public_name(text.data),
             dataset_name=public_name(text.data),
             dataset_config=text.data.removeprefix(f"{known}/") if known and text.data.startswith(f"{known}/") else None,
+            dataset_split=text.split,
             metric_type=metric,
             metric_value=figure,
-            metric_args={"windows": text.windows, "window": text.window, "stride": text.stride},
+            metric_args=how,
         )
         for metric, figure in figures.items()
     ]

@@ -17,6 +17,7 @@ from secateur.evaluation.memory import free_beside
 from secateur.evaluation.perplexity import CPU, Perplexity, cut, measure
 from secateur.evaluation.zero_shot import TaskScore, find_tasks, score
 from secateur.memory import Room
+from secateur.options import Bos, check_bos
 from secateur.progress import Progress
 from secateur.runtime.loading import FREE, load
 from secateur.runtime.offloading import offload
@@ -49,9 +50,12 @@ def evaluate(
     models: Sequence[str | Path] | str | Path,
     data: Sequence[str] | str | None = None,
     *,
+    column: str | None = None,
+    split: str | None = None,
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    bos: Bos = "auto",
     tasks: Sequence[str] | str = (),
     task_files: str | Path | None = None,
     task_limit: int | None = None,
@@ -70,9 +74,15 @@ def evaluate(
     Args:
         models: hub names, folders or ``.gguf`` files; one of them, or several.
         data: the texts, as :mod:`secateur.data.sources` names them; ``wikitext2`` if there are no tasks either.
+        column: of text or of chats, in those of the texts that have columns; by default ``text``, ``messages``,
+            ``conversations``, or the only one of strings.
+        split: of those that are hub datasets; by default ``test``, ``validation`` or ``train``, the first there is.
         window: tokens per window; by default the model's context, at most 2048.
         stride: tokens from one window to the next; by default the window, so that none overlap.
         limit: use only so many windows of each text.
+        bos: where the token that begins a text stands: in ``each`` window, ``once`` before the whole text if the
+            tokenizer puts one there, or ``never``; ``auto`` is ``each`` for Gemma, else ``once``; see
+            :mod:`secateur.data.bos`. In tasks: before each question, as the tokenizer has it, or never.
         tasks: names of lm-eval tasks or groups, of tasks in ``task_files``, or a group of
             :data:`secateur.evaluation.zero_shot.GROUPS`; by default all tasks in ``task_files``.
         task_files: a folder of task files, whose names go before lm-eval's own.
@@ -98,10 +108,12 @@ def evaluate(
     if not names:
         raise InputError("there is no model to evaluate")
     check_dtype(dtype)
+    check_bos(bos)
     if memory is not None:
         parse_size(memory)
     if data is None and not wanted and not task_files:
         asked = ["wikitext2"]
+    texts.check_choice(asked, column, split)
     progress = progress or Progress()
     chosen = choose_device(device)
     need = limit * (window or 2048) if limit else None
@@ -109,7 +121,7 @@ def evaluate(
     for name in (*aside, *names):  # before a text is fetched
         check_there(name)
     carded = folders_with_cards(names) if card else []
-    sources = [texts.load_text(source, "evaluation", need) for source in asked]
+    sources = [texts.load_text(source, "evaluation", need, column=column, split=split) for source in asked]
     found = find_tasks(wanted, task_files, shots) if wanted or task_files else None
     compares = bool(sources) and len(aside) + len(names) > 1
     reference: Reference | None = None
@@ -120,7 +132,11 @@ def evaluate(
         with local_folder(name) as folder:
             source, keep = Source(folder), None
             tokenizer, precision = source.tokenizer(), choose_dtype(dtype, source.precision, chosen)
-            cuts = [cut(text, tokenizer, source.config, window=window, stride=stride, limit=limit) for text in sources]
+            settled = texts.settle_bos(bos, tokenizer, source.config)
+            cuts = [
+                cut(text, tokenizer, source.config, window=window, stride=stride, limit=limit, bos=settled)
+                for text in sources
+            ]
             model = load(folder, precision, chosen, memory=_beside(reference, memory) or FREE)
             if room:
                 with suppress(InputError):  # where it has no blocks of which one runs after the other
@@ -132,7 +148,9 @@ def evaluate(
             scores = []
             if found and asks:
                 with redirect_stdout(None):  # lm-eval prints there, amid results
-                    scores = score(model, tokenizer, found, free=free, limit=task_limit, progress=progress, name=name)
+                    scores = score(
+                        model, tokenizer, found, free=free, limit=task_limit, bos=settled, progress=progress, name=name
+                    )
         return Evaluation(name, str(precision).removeprefix("torch."), tuple(perplexities), tuple(scores))
 
     results = []

@@ -3,7 +3,7 @@
 The text is tokenised as a whole and cut into consecutive windows; the model reads each by itself; the
 perplexity is the exponential of the mean negative log-likelihood over all predicted tokens, which are all
 but the first of each window. With a stride the windows overlap, and each predicts only what the one before
-it has not.
+it has not. Where every window begins with BOS (:mod:`secateur.data.bos`), that is its first token.
 """
 
 import math
@@ -29,6 +29,7 @@ from secateur.evaluation.divergence import Divergence, Reference
 from secateur.evaluation.memory import tokens_at_a_time
 from secateur.evaluation.uncertainty import block_means, interval
 from secateur.memory import Room
+from secateur.options import Bos
 from secateur.progress import Progress
 
 CPU = torch.device("cpu")
@@ -54,6 +55,10 @@ class Perplexity:
         seconds: what the forward passes took, and the comparison with the dense model.
         divergence: how far the model is from the dense one; None of that one, where there is none, and where the
             tokens or the vocabulary are others.
+        bos: where the token that begins a text stands: in ``each`` window, ``once`` before the text if the tokenizer
+            puts one there, or ``never``.
+        column: the column of the text that was named; None where it was not, or there are none.
+        split: the same of its split.
     """
 
     data: str
@@ -70,6 +75,9 @@ class Perplexity:
     tokens_sha256: str
     seconds: float
     divergence: Divergence | None = None
+    bos: Bos = "once"
+    column: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,14 +85,16 @@ class Cut:
     """A text as a model reads it.
 
     Attributes:
-        text: the text.
+        text: the text, as the model's chat template has it.
         windows: token ids, int64 ``(n, L)``.
         step: tokens from the start of one window to that of the next.
+        bos: where BOS stands, settled.
     """
 
     text: Text
     windows: Tensor
     step: int
+    bos: Bos
 
 
 def cut(
@@ -95,6 +105,7 @@ def cut(
     window: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
+    bos: Bos = "auto",
 ) -> Cut:
     """Cut a text into windows for a model of ``config``.
 
@@ -102,17 +113,21 @@ def cut(
         window: tokens per window; by default the model's context, at most 2048.
         stride: tokens from one window to the next; by default the window, so that none overlap.
         limit: use only so many windows.
+        bos: where BOS stands; see :mod:`secateur.data.bos`.
 
     Raises:
-        InputError: when the window does not fit the model, the stride not the window, or the text is too short.
+        InputError: when the window does not fit the model, the stride not the window, or the text is too short; and
+            when there is no BOS, or no chat template, where one is wanted.
     """
-    length = window_of(config, window)
-    step = length if stride is None else stride
-    if not 1 <= step <= length:
-        raise InputError(f"a stride of {step} tokens does not fit windows of {length} (--stride)")
-    windows = data.evaluation_windows(text, tokenizer, length, step, limit)
+    length, settled = window_of(config, window), data.settle_bos(bos, tokenizer, config)
+    longest = length - (settled == "each")
+    step = longest if stride is None else stride
+    if not 1 <= step <= longest:
+        raise InputError(f"a stride of {step} tokens does not fit windows of {longest} (--stride)")
+    text = text.rendered(tokenizer)
+    windows = data.evaluation_windows(text, tokenizer, length, step, limit, settled)
     data.check_ids(windows, config.get_text_config().vocab_size, text.source)
-    return Cut(text, windows, step)
+    return Cut(text, windows, step, settled)
 
 
 def measure(
@@ -200,6 +215,9 @@ def _perplexity(cut: Cut, losses: Sequence[Tensor], seconds: float, name: str) -
         tokens_sha256=data.digest(windows),
         seconds=round(seconds, 3),
         divergence=_divergence(compared, cut.step) if compared else None,
+        bos=cut.bos,
+        column=cut.text.column,
+        split=cut.text.split,
     )
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 from torch import nn
 
+from secateur.data import start_of
 from secateur.digests import digest
 from secateur.errors import InputError, install
 from secateur.evaluation.memory import tokens_at_a_time
 from secateur.evaluation.task_files import read_tasks
+from secateur.options import Bos
 from secateur.progress import Progress
 
 # Named after the paper that reports them: RIA, Tables 3 and 6.
@@ -113,6 +115,7 @@ def score(
     *,
     free: int,
     limit: int | None = None,
+    bos: Bos = "once",
     progress: Progress | None = None,
     name: str = "the model",
 ) -> list[TaskScore]:
@@ -122,6 +125,7 @@ def score(
         tasks: from :func:`find_tasks`.
         free: bytes that its activations may take.
         limit: use only so many items of each.
+        bos: what each request begins with, settled: BOS, what the tokenizer puts there by itself, or nothing.
         progress: is told how far it is, under the model's ``name``.
 
     Raises:
@@ -139,7 +143,10 @@ def score(
             task.set_fewshot_seed(SEED)  # again for each model, so that all are shown the same examples
         vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
         fits = tokens_at_a_time(vocabulary, next(model.parameters()).device, free) // TOKENS_PER_REQUEST
-        asker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=max(1, fits))
+        if bos == "each" and start_of(tokenizer, "once") != start_of(tokenizer, "each"):
+            tokenizer.add_bos_token = True  # lm-eval's own option of that name asks for what the tokenizer adds
+        adds = False if bos == "never" else None
+        asker = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=max(1, fits), add_bos_token=adds)
         for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(asker, kind, _heard(getattr(asker, kind), f"tasks of {name}", progress))
         hook = model.register_forward_hook(lambda _, __, output: progress.advance(len(output.logits)))

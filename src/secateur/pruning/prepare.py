@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from secateur import data
 from secateur.calibrate.stream import in_parts
@@ -18,7 +18,7 @@ from secateur.digests import digest
 from secateur.errors import InputError
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.spaces import Family, Linear, judged_together
-from secateur.options import Options, WalkOptions
+from secateur.options import Bos, Options, WalkOptions
 from secateur.patterns import Pattern, check_fits
 from secateur.progress import Progress
 from secateur.ranks import Ranks
@@ -237,16 +237,18 @@ def draw_samples(
     """
     if not recipe.needs_inputs:
         return Samples()
-    check_length(source.config, recipe)
-    counts = data.share_out(recipe.calibration, recipe.samples)
+    counts = share_out(source.config, recipe)
+    tokenizer = source.tokenizer()
+    bos = data.settle_bos(recipe.bos, tokenizer, source.config)
     texts_first = sorted(counts, key=SELF.__eq__)
-    parts = {name: _draw(source, recipe, name, counts[name], device, progress) for name in texts_first}
+    parts = {name: _draw(source, tokenizer, recipe, bos, name, counts[name], device, progress) for name in texts_first}
     samples = data.interleave([parts[name] for name in counts])
     origin = {
         "source": recipe.calibration,
         "samples": recipe.samples,
         "held_out": recipe.held_out,
         "length": recipe.length,
+        "bos": bos,
         "seed": recipe.seed,
         "token_ids_sha256": digest(samples),
     }
@@ -258,7 +260,14 @@ def draw_samples(
 
 
 def _draw(
-    source: Source, recipe: Options, name: str, samples: int, device: torch.device, progress: Progress | None
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Options,
+    bos: Bos,
+    name: str,
+    samples: int,
+    device: torch.device,
+    progress: Progress | None,
 ) -> Tensor:
     """Samples of the one source ``name``, int64 ``(samples, L)``."""
     length, seed = recipe.length, recipe.seed
@@ -266,10 +275,10 @@ def _draw(
         dtype = choose_calibration_dtype(recipe.precision, source.config.dtype or torch.float32, device)
         memory = recipe.memory if isinstance(recipe, WalkOptions) else None
         return selftext.write_samples(
-            source, samples, length, seed, device=device, dtype=dtype, memory=memory, progress=progress
+            source, samples, length, seed, bos=bos, device=device, dtype=dtype, memory=memory, progress=progress
         )
-    text = data.load_text(name, "calibration", samples * length)
-    ids = data.calibration_samples(text, source.tokenizer(), samples, length, seed)
+    text = data.load_text(name, "calibration", samples * length, column=recipe.column, split=recipe.split)
+    ids = data.calibration_samples(text, tokenizer, samples, length, seed, bos)
     data.check_ids(ids, source.config.get_text_config().vocab_size, name)
     return ids
 
@@ -278,20 +287,27 @@ def samples_to_come(recipe: Options, config: PreTrainedConfig, batch: int) -> Sa
     """What :func:`draw_samples` will draw for a model of ``config``, on the meta device.
 
     Raises:
-        InputError: when the samples are too long for the model, or a mixture makes no sense.
+        InputError: as :func:`share_out` does.
     """
     if not recipe.needs_inputs:
         return Samples()
-    check_length(config, recipe)
-    data.share_out(recipe.calibration, recipe.samples)
+    share_out(config, recipe)
     return _in_batches(torch.empty(recipe.samples, recipe.length, dtype=torch.int64, device="meta"), recipe, batch)
 
 
-def check_length(config: PreTrainedConfig, recipe: Options) -> None:
-    """Raise :class:`InputError` if the samples are too long for a model of ``config``."""
+def share_out(config: PreTrainedConfig, recipe: Options) -> dict[str, int]:
+    """How many samples each source gives to a model of ``config``.
+
+    Raises:
+        InputError: when they are too long for the model, a mixture makes no sense, or a column or split is named that
+            no source has.
+    """
     longest = context_of(config)
     if longest is not None and recipe.length > longest:
         raise InputError(f"samples of {recipe.length} tokens exceed the model's context of {longest} (--length)")
+    counts = data.share_out(recipe.calibration, recipe.samples)
+    data.check_choice(counts, recipe.column, recipe.split)
+    return counts
 
 
 def _in_batches(ids: Tensor, recipe: Options, batch: int, origin: dict[str, Any] | None = None) -> Samples:

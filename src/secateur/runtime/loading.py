@@ -1,6 +1,8 @@
 """Load a model folder for running it, whatever Secateur wrote there."""
 
 import warnings
+import weakref
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from secateur.checkpoint import Source, check, load_into, load_whole
+from secateur.checkpoint import Source, load_into, load_whole, local_folder
 from secateur.checkpoint.sparse import stack_rows
 from secateur.devices import choose_device, free_memory
 from secateur.errors import InputError, Notice, naming
@@ -27,13 +29,13 @@ SHARE_OF_WEIGHTS = 0.9
 
 
 def load(
-    folder: str | Path,
+    model: str | Path,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
     form: str = "auto",
     memory: str | None = None,
 ) -> PreTrainedModel:
-    """A transformers model, in eval mode.
+    """A transformers model, in eval mode, of whatever the commands take.
 
     A plain folder loads as ``AutoModelForCausalLM.from_pretrained`` loads it; one that was written with
     ``--fold gather`` gets the norms that it needs.
@@ -47,12 +49,12 @@ def load(
     On a CUDA device pruned linears, whether they came packed or not, take the forms that are measured to be fastest, as
     :mod:`secateur.runtime.acceleration` has it. ``choices`` of the model says what was chosen, and why.
 
-    Where ``memory`` is too little for the whole model, its blocks are read from ``folder``, which has to stay where it
-    is, each time that they run (:mod:`secateur.runtime.offloading`): a forward pass then reads the model once, and runs
-    it dense. ``offloaded`` of the model has them; it is None of a model that is loaded whole.
+    Where ``memory`` is too little for the whole model, its blocks are read from its files, which have to stay where
+    they are, each time that they run (:mod:`secateur.runtime.offloading`): a forward pass then reads the model once,
+    and runs it dense. ``offloaded`` of the model has them; it is None of a model that is loaded whole.
 
     Args:
-        folder: a local model folder.
+        model: a hub name, a folder, or a ``.gguf`` file.
         dtype: ``auto`` for the precision in which it is stored.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
         form: on a CUDA device, the form of pruned linears: ``auto`` (the fastest), ``dense``, ``2:4`` or ``packed``.
@@ -60,14 +62,25 @@ def load(
             By default the model is loaded whole, whatever it takes.
 
     Raises:
-        InputError: when there is no such device or form, or the folder cannot be read, or not in so little memory.
+        InputError: when there is no such device or form, or the model cannot be read, or not in so little memory.
     """
     check_form(form)
     chosen = choose_device(str(device))
-    source = Source(Path(folder))
-    known = check(source)  # what goes by older names is left to transformers, which says as well what is missing
+    with ExitStack() as stack:
+        folder = stack.enter_context(local_folder(str(model)))
+        loaded = _load(folder, dtype, chosen, form, memory)
+        if loaded.offloaded:  # what was unpacked for this model is there as long as it is
+            weakref.finalize(loaded, stack.pop_all().close)
+    return loaded
+
+
+def _load(
+    folder: Path, dtype: torch.dtype | str, chosen: torch.device, form: str, memory: str | None
+) -> PreTrainedModel:
+    """The same of a folder that has been checked."""
+    source = Source(folder)
     precision = source.precision if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
-    if known and memory is not None and not _fits(source, precision, chosen, memory):
+    if memory is not None and not _fits(source, precision, chosen, memory):
         if form not in ("auto", "dense"):
             raise InputError(f"{folder} does not fit whole into memory, and blocks that are read as they run are dense")
         model = offload(source, precision, chosen)
@@ -77,7 +90,7 @@ def load(
     if source.packed or source.scheme:
         model = _load_in_parts(source, precision, chosen)
     else:
-        model = load_whole(Path(folder), config=source.config, dtype=dtype)
+        model = load_whole(folder, config=source.config, dtype=dtype)
     orders = source.read([name for name in source.names() if name.endswith(ORDER)])
     attach_orders(model, orders)
     model.to(chosen).eval()
@@ -113,7 +126,7 @@ def _fits(source: Source, precision: torch.dtype, device: torch.device, memory: 
         f"{source.folder} takes {show_size(whole)}, more than {show_size(bound)} of memory allow: its blocks are read "
         "from disk when they run (all of them for each forward pass; once for all texts whose perplexity is measured)",
         Notice,
-        stacklevel=3,
+        stacklevel=4,
     )
     return False
 
@@ -124,7 +137,7 @@ def _load_in_parts(source: Source, precision: torch.dtype, device: torch.device)
         warnings.warn(
             "Secateur was installed without a C++ compiler: packed weights run as slowly as dense ones",
             Notice,
-            stacklevel=3,
+            stacklevel=4,
         )
     model = source.skeleton(precision)
     packed = _keep_packed(model, source, precision, device)

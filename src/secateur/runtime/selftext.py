@@ -33,9 +33,11 @@ from transformers.generation.streamers import BaseStreamer
 from secateur.checkpoint import Source
 from secateur.checkpoint.cache import cache_of, locked, remove_unused
 from secateur.checkpoint.durable import replacing
+from secateur.data import start_of
 from secateur.devices import free_memory, full_precision, return_freed_memory
 from secateur.digests import digest, file_digest
 from secateur.errors import InputError, Notice, naming
+from secateur.options import Bos
 from secateur.progress import Progress
 from secateur.runtime.loading import load
 from secateur.sizes import parse_size, show_size
@@ -56,6 +58,7 @@ def write_samples(
     length: int,
     seed: int,
     *,
+    bos: Bos = "once",
     device: torch.device,
     dtype: torch.dtype,
     memory: str | None = None,
@@ -68,8 +71,9 @@ def write_samples(
     Args:
         source: a model folder.
         samples: how many.
-        length: tokens of each, a first one included that the tokenizer puts before any text.
+        length: tokens of each, a first one included that begins any text.
         seed: of all draws.
+        bos: whether there is one, settled: with ``once`` where the tokenizer puts one.
         device: where the model runs.
         dtype: the precision that it runs in.
         memory: of the machine that may be taken, such as ``8GB``; by default what is free.
@@ -78,7 +82,7 @@ def write_samples(
     Raises:
         InputError: when the samples are too short, the model does not fit into memory whole, or it cannot write.
     """
-    writer = _Writer(source, length, seed, device, dtype, progress or Progress())
+    writer = _Writer(source, length, seed, bos, device, dtype, progress or Progress())
     try:
         key = cache_of("selftext") / f"{writer.key}.lock"
         held = locked(key, shared=False)
@@ -129,13 +133,19 @@ class _Writer:
     """
 
     def __init__(
-        self, source: Source, length: int, seed: int, device: torch.device, dtype: torch.dtype, progress: Progress
+        self,
+        source: Source,
+        length: int,
+        seed: int,
+        bos: Bos,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Progress,
     ) -> None:
         self._source, self._length, self._seed = source, length, seed
         self._device, self._dtype, self._progress = device, dtype, progress
         tokenizer = source.tokenizer()
-        with naming("the model's tokenizer", "cannot encode the text"):
-            self._start: list[int] = tokenizer("").input_ids[:1]  # with some, every text begins with one token
+        self._start = start_of(tokenizer, bos)
         special = {*tokenizer.all_special_ids}
         tokens = min(len(tokenizer), source.config.get_text_config().vocab_size)
         self._tokens = torch.tensor([token for token in range(tokens) if token not in special])

@@ -34,6 +34,7 @@ import yaml
 
 from secateur.errors import InputError
 from secateur.files import read_text
+from secateur.options import Bos
 from secateur.recipe import Recipe
 from secateur.sweeps.chains import Chain
 from secateur.sweeps.plain import known_keys, label, mapping, words
@@ -48,9 +49,12 @@ class Protocol:
 
     Attributes:
         data: the texts; wikitext2 if there are no tasks either.
+        column: of text or of chats.
+        split: of hub datasets.
         window: tokens per window.
         stride: tokens from one window to the next.
         limit: use only so many windows of each text.
+        bos: where the token that begins a text stands.
         tasks: names of tasks.
         task_files: a folder of task files.
         task_limit: use only so many items of each task.
@@ -60,9 +64,12 @@ class Protocol:
     """
 
     data: tuple[str, ...] = ()
+    column: str | None = None
+    split: str | None = None
     window: int | None = None
     stride: int | None = None
     limit: int | None = None
+    bos: Bos = "auto"
     tasks: tuple[str, ...] = ()
     task_files: str | None = None
     task_limit: int | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from secateur import __version__
-from secateur.data import SELF, local_file, parts_of
+from secateur.data import SELF, check_choice, local_file, parts_of
 from secateur.devices import free_memory
 from secateur.digests import digest, file_digest
 from secateur.errors import InputError, Notice, install
@@ -241,8 +241,13 @@ def _texts(grid: Grid) -> dict[str, str | None]:
     """SHA-256 of each text and file of tasks, by name; None of what comes from the hub, or of the model itself.
 
     Raises:
-        InputError: when one is not there, as far as that can be told without the hub.
+        InputError: when one is not there, as far as that can be told without the hub, or a column or split is named
+            that none has.
     """
+    check_choice(grid.protocol.data, grid.protocol.column, grid.protocol.split)
+    for step in _steps(grid):
+        if step.needs_inputs:
+            check_choice([part.source for part in parts_of(step.calibration)], step.column, step.split)
     calibrations = {step.calibration for step in _steps(grid) if step.needs_inputs}
     files = {source: local_file(source) for source in grid.protocol.data}
     if grid.protocol.task_files:

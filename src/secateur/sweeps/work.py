@@ -123,9 +123,12 @@ def _do(job: Job) -> Outcome:
         (evaluation,) = evaluate(
             stages[-1].out if stages else job.model,
             protocol.data or None,
+            column=protocol.column,
+            split=protocol.split,
             window=protocol.window,
             stride=protocol.stride,
             limit=protocol.limit,
+            bos=protocol.bos,
             tasks=protocol.tasks,
             task_files=protocol.task_files,
             task_limit=protocol.task_limit,
