@@ -134,6 +134,13 @@ def read_text(path: Path, prefix: str = "") -> None:
         data.evaluation_windows(text, pico.tokenizer(), 16)
 
 
+def read_chats(path: Path) -> None:
+    """As a model with a chat template does."""
+    tokenizer = pico.tokenizer("~")
+    tokenizer.chat_template = "{% for message in messages %}{{ message.role + message.content }}{% endfor %}"
+    data.evaluation_windows(data.load_text(str(path), "calibration"), tokenizer, 16, bos="each")
+
+
 def read_corpus(path: Path) -> None:
     """The same by the protocol of a corpus."""
     read_text(path, "c4:")
@@ -163,6 +170,7 @@ TARGETS: dict[str, Target] = {
     "grid": Target("files", "grid.yaml", damage.in_yaml, (Grid.load,), of_file=True),
     "text": Target("files", "text.txt", damage.in_bytes, (read_text, read_corpus), of_file=True),
     "jsonl": Target("files", "text.jsonl", damage.in_lines, (read_text, read_corpus), of_file=True),
+    "chats": Target("files", "chats.json", damage.in_json, (read_chats,), of_file=True),
     "gzip": Target("files", "text.jsonl.gz", damage.in_gzip, (read_text, read_corpus), of_file=True),
     "parquet": Target("files", "text.parquet", damage.in_bytes, (read_text, read_corpus), of_file=True),
 }  # fmt: skip

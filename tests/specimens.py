@@ -45,6 +45,8 @@ def make(root: Path) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     (files / "text.jsonl").write_bytes(lines)
     (files / "text.jsonl.gz").write_bytes(gzip.compress(lines))
+    chat = [{"role": "user", "content": TEXT[:40]}, {"role": "assistant", "content": TEXT[40:200]}]
+    (files / "chats.json").write_text(json.dumps([{"id": i, "messages": chat} for i in range(4)]))
     parquet.write_table(arrow.table({"text": [row["text"] for row in rows], "id": [0] * 8}), files / "text.parquet")
     if importlib.util.find_spec("gguf"):
         write_gguf(files / "model.gguf")

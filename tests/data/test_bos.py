@@ -7,6 +7,7 @@ import torch
 
 from secateur import data
 from secateur.data.sources import Text
+from secateur.data.tokens import tokens_kept_in
 from secateur.errors import InputError
 from tests import pico
 
@@ -44,13 +45,15 @@ def test_each_sample_begins_with_it_and_goes_on_with_the_text(tokenizer, by_docu
     text = Text("t", TEXT.rows, by_document=by_document)
     samples = decoded(tokenizer, data.calibration_samples(text, tokenizer, 2, 5, 0, "each"))
     assert all(sample[0] == "~" and sample[1:] in "abcdefghij" and len(sample) == 5 for sample in samples)
-    for bos, at_most in (("once", 1), ("never", 0)):
-        drawn = "".join(
-            sample
-            for seed in range(20)
-            for sample in decoded(tokenizer, data.calibration_samples(text, tokenizer, 2, 5, seed, bos))
-        )
-        assert (drawn.count("~") > 0) == at_most
+
+
+@pytest.mark.parametrize("by_document", [False, True])
+@pytest.mark.parametrize("bos", ["once", "never"])
+def test_a_sample_has_it_where_the_text_has_it(tokenizer, bos, by_document):
+    text, drawn = Text("t", TEXT.rows, by_document=by_document), ""
+    for seed in range(20):
+        drawn += "".join(decoded(tokenizer, data.calibration_samples(text, tokenizer, 2, 5, seed, bos)))
+    assert ("~" in drawn) == (bos == "once")
 
 
 @pytest.mark.parametrize(
@@ -75,10 +78,11 @@ def test_a_tokenizer_without_one_cannot_put_it_in_each_window():
         data.settle_bos("each", pico.tokenizer(), SimpleNamespace(model_type="llama"))
 
 
-def test_token_ids_that_are_kept_know_the_protocol(tokenizer, tmp_path):
-    with data.tokens.tokens_kept_in(tmp_path):
+@pytest.mark.parametrize("bos", ["each", "once", "never"])
+def test_token_ids_that_are_kept_know_the_protocol(tokenizer, tmp_path, bos):
+    expected = data.evaluation_windows(TEXT, tokenizer, 4, bos=bos)
+    with tokens_kept_in(tmp_path):
+        data.evaluation_windows(TEXT, tokenizer, 4, bos="never" if bos == "once" else "once")
         for _ in range(2):
-            found = {bos: data.evaluation_windows(TEXT, tokenizer, 4, bos=bos) for bos in ("once", "each", "never")}
-    for bos, windows in found.items():
-        assert torch.equal(windows, data.evaluation_windows(TEXT, tokenizer, 4, bos=bos))
-    assert len(list(tmp_path.iterdir())) == 3
+            assert torch.equal(data.evaluation_windows(TEXT, tokenizer, 4, bos=bos), expected)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -117,11 +117,14 @@ def test_a_pruned_model_reads_what_its_dense_model_reads(tmp_path, text):
     pico.tokenizer("~").save_pretrained(dense)
     recipe = Recipe(score="wanda", calibration=text, samples=2, length=16)
     assert secateur.prune(dense, tmp_path / "pruned", recipe)["calibration"]["bos"] == "each"
-    one, other = (result.texts[0] for result in secateur.evaluate([dense, tmp_path / "pruned"], text, window=16))
+    models = [dense, tmp_path / "pruned"]
+    one, other = (result.texts[0] for result in secateur.evaluate(models, text, window=16, card=True))
+    card = (tmp_path / "pruned" / "README.md").read_text()
+    assert "seed 0, each of which begins with BOS" in card and "window 16, stride 15, bos each" in card
     assert one.bos == other.bos == "each" and one.tokens_sha256 == other.tokens_sha256
     assert other.divergence is not None
     with pytest.raises(InputError, match="'twice' is none of auto, each, once, never"):
-        secateur.evaluate(dense, text, bos="twice")
+        secateur.evaluate(dense, text, bos="twice")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("free", [0, 10**5, 10**12])

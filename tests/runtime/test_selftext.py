@@ -209,6 +209,7 @@ def test_every_command_calibrates_on_it(cache, dense, tmp_path):
         "source": "self",
         "samples": 4,
         "length": LENGTH,
+        "bos": "once",
         "seed": 0,
         "token_ids_sha256": digest(write(dense, 4)),
         "self": selftext.origin(),

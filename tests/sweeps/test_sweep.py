@@ -203,6 +203,9 @@ def test_what_no_model_can_have_is_refused_and_what_one_cannot_is_left_out(grid,
         ({"evaluate": {"window": 4096, "data": ["demo"]}}, "window of 4096"),
         ({"evaluate": {"task_files": "nowhere"}}, "there is no folder nowhere"),
         ({"base": {"length": 4096}}, "context of 128"),
+        ({"base": {"column": "text"}}, "has no columns to choose from"),
+        ({"evaluate": {"data": ["demo"], "split": "test"}}, "demo has no splits to choose from"),
+        ({"evaluate": {"bos": "twice"}}, "evaluate: Invalid enum value 'twice'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(grid, tmp_path, change, message, monkeypatch):
