@@ -14,6 +14,8 @@ Row = str | Chat
 
 # The columns that hold chats, wherever they are.
 COLUMNS = ("messages", "conversations")
+# So many columns an error names.
+_FEW = 20
 # ShareGPT's names of those who speak, where the templates' are others.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 # Some templates ask what day it is. The same chats are to be the same text on any, so that it is always this one.
@@ -41,7 +43,8 @@ def row_of(where: str, record: Mapping[str, Any], column: str) -> Row:
         InputError: when it is neither; ``where`` names the row.
     """
     if column not in record:
-        raise InputError(f"{where}: no text in {column!r}: the columns are {', '.join(map(repr, record)) or 'none'}")
+        held = ", ".join(map(repr, [*record][:_FEW])) or "none"
+        raise InputError(f"{where}: no text in {column!r}: the columns are {held}")
     value = record[column]
     if isinstance(value, str):
         return value
