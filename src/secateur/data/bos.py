@@ -1,8 +1,8 @@
 """Where the token that begins a text (BOS) stands in the windows that a model reads.
 
 The literature tokenizes a text as a whole, so that BOS stands where the tokenizer puts it: once, before the first
-window, or nowhere. That suits LLaMA, which reads windows without it nearly as well. Gemma does not: it has never seen a
-text without BOS, and its perplexity is a multiple without. So there are three protocols:
+window, or nowhere. So LLaMA is measured. Gemma has never seen a text without BOS, and falls apart in windows without it
+(docs/calibration.md has figures). So there are three protocols:
 
 - ``once``: as the tokenizer has it, once before the whole text, or before each document that is drawn from;
 - ``each``: BOS begins every window, and as many tokens as fit follow; it is never predicted itself;

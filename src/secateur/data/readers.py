@@ -161,9 +161,8 @@ IN_COLUMNS = (".jsonl", ".json", ".parquet")
 
 def column_of(where: str, record: Mapping[str, Any]) -> str:
     """The column that holds the text, by the first row of a data set; see :func:`text_column`."""
-    for known in ("text", *CHATS):
-        if known in record and isinstance(record[known], str | list | None):
-            return known  # it may be empty in this row
+    if known := next((name for name in ("text", *CHATS) if name in record), None):
+        return known  # it may be empty in this row
     texts = [key for key, value in record.items() if isinstance(value, str)]
     lists = [key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     return text_column(where, texts, lists)

@@ -8,8 +8,8 @@ A source is named by one string:
 - ``ORG/NAME`` or ``ORG/NAME/CONFIG``: any hub dataset;
 - ``demo``: the demo's news (to calibrate on) and Wikipedia pages (to evaluate on).
 
-Rows of the last but one and the last but two are texts or chats, in a column that may be named, and of a hub dataset
-the split may be.
+Rows of files and of hub datasets are texts or chats. The column that holds them may be named, and the split of a hub
+dataset.
 
 To calibrate, ``self`` is one more, which is no text, and several may be mixed: see :mod:`secateur.data.mixtures`.
 """
