@@ -150,7 +150,7 @@ class _Shrunk(Step, frozen=True, kw_only=True):
 
     @property
     def methods(self) -> list[str]:
-        return [self.shrinkage.method]
+        return ["reap" if self.shrinkage.experts is not None else self.shrinkage.method]
 
     @property
     def lines(self) -> list[str]:
@@ -161,6 +161,12 @@ class _Shrunk(Step, frozen=True, kw_only=True):
         ]
 
 
+        if self.shrinkage.experts is not None:
+            return [
+                f"Removed: experts of each block, {self.sparsity:.2%} of the weights in the blocks' matrices, which "
+                "leaves a smaller model",
+                "Method: reap, what an expert adds to the tokens that are routed to it: mean of gate × ‖output‖",
+            ]
 class _Quantized(Step, frozen=True, kw_only=True):
     recipe: QuantizationRecipe
     bits_per_weight: float

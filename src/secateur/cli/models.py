@@ -71,7 +71,7 @@ def shrink(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove heads and channels of MODEL, or whole blocks, and write the smaller model: a plain Hugging Face folder.
+    """Remove heads and channels of MODEL, whole blocks, or experts, and write the smaller model: a plain folder.
 
     Parameters
     ----------

@@ -147,10 +147,13 @@ def quantization_notes(manifest: dict[str, Any]) -> list[str]:
 
 def shrinking_text(manifest: dict[str, Any]) -> Text:
     """What was removed, and what the config says now."""
-    asked, weights = manifest["shrinkage"]["sparsity"], manifest["weights"]
+    options, weights = manifest["shrinkage"], manifest["weights"]
+    experts = options["experts"]
+    asked = f"{options['sparsity']:.2%}" if experts is None else f"{experts:.2%} of the experts"
     lines = [
-        f"{manifest['method']}: {manifest['sparsity']:.2%} of the weights of the blocks' linears are gone "
-        f"({asked:.2%} were to go): {weights['dense'] / 1e6:,.1f} → {weights['kept'] / 1e6:,.1f} million",
+        f"{manifest['method']}: {manifest['sparsity']:.2%} of the weights of the blocks' "
+        f"{'linears' if experts is None else 'matrices'} are gone ({asked} were to go): "
+        f"{weights['dense'] / 1e6:,.1f} → {weights['kept'] / 1e6:,.1f} million",
         *(f"{name}: {value}" for name, value in manifest["config"].items() if not isinstance(value, list)),
     ]
     return Text("\n".join(lines))
