@@ -121,7 +121,7 @@ def modules_of(model):
 def naive(folder):
     """REAP's score of each expert of each block: every expert is run on every token, and those it was not given count
     for nothing."""
-    model, scores = loaded(folder), {}
+    model, scores = loaded(folder), dict[str, list[float]]()
     tokens = data.calibration_samples(Text("text", [TEXT]), Source(folder).tokenizer(), SAMPLES, LENGTH, 0)
 
     def watch(prefix):
@@ -232,7 +232,7 @@ def test_a_table_of_experts_is_refused():
     blocks, smaller = (blocks_of(one, family_of(one)) for one in (model, remainder(model, Shrinkage(experts=0.5))))
     assert experts_of(blocks, smaller).keys() == {0, 1}
     for block in (*blocks, *smaller):
-        block.module.mlp.gate.register_buffer("of_token", torch.zeros(4, 2, dtype=torch.int64))
+        block.module.get_submodule("mlp.gate").register_buffer("of_token", torch.zeros(4, 2, dtype=torch.int64))
     with pytest.raises(secateur.InputError, match="of_token may call experts by their numbers"):
         experts_of(blocks, smaller)
 
