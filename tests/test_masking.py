@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,17 @@ def test_to_apply_a_mask_to_its_own_model_changes_nothing(pruned, tmp_path):
     secateur.mask(tmp_path / "out", tmp_path / "again.safetensors")  # of what apply wrote one can be taken as well
     one, two = (load_file(path) for path in (mask, tmp_path / "again.safetensors"))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_mask_that_holds_in_another_order_is_put_on_as_it_is_stored(tmp_path):
+    """Mapped back (``--fold none``) N:M is as many zeros in every row."""
+    recipe = replace(RECIPE, fold="none")
+    secateur.prune(pico.save("llama-mha", tmp_path / "dense"), tmp_path / "pruned", recipe)
+    header = secateur.mask(tmp_path / "pruned", tmp_path / "mask")
+    assert {entry.pattern for entry in header.weights.values()} == {"50 %"}
+    merged = tuned(tmp_path / "dense", tmp_path / "merged")  # whose channels are in the same order
+    secateur.apply(merged, tmp_path / "mask", tmp_path / "out")
+    assert secateur.verify(tmp_path / "out", merged).passed
 
 
 def test_a_mask_is_one_bit_for_each_weight(pruned):

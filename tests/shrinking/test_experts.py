@@ -19,6 +19,7 @@ from transformers import (
 import secateur
 from secateur import data
 from secateur.checkpoint import ORDERS, Source
+from secateur.console.models import shrinking_text
 from secateur.data.sources import Text
 from secateur.models.blocks import blocks_of, family_of
 from secateur.shrinkage import Shrinkage
@@ -198,7 +199,8 @@ def without(logits, gone):
 
 
 def test_what_has_lost_experts_can_be_pruned(dense, shrinkage, tmp_path):
-    secateur.shrink(dense("mixtral"), tmp_path / "small", shrinkage(experts=0.25))
+    manifest = secateur.shrink(dense("mixtral"), tmp_path / "small", shrinkage(experts=0.25))
+    assert "25.00% of the experts were to go" in shrinking_text(manifest).plain
     secateur.prune(tmp_path / "small", tmp_path / "out", secateur.Recipe(score="magnitude", pattern="2:4"))
     assert "lasby2026reap" in (tmp_path / "small" / "README.md").read_text()
     experts = {name for name in pico.linears(tmp_path / "out") if "experts" in name}
