@@ -73,6 +73,7 @@ def test_a_merged_adapter_obeys_the_pattern_again(name, pruned, tmp_path):
     assert abs(manifest["sparsity"] - 0.5) < 0.01
     assert secateur.verify(tmp_path / "out", merged).passed
     assert not secateur.verify(tmp_path / "out", folder).passed
+    assert "put on again" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_to_apply_a_mask_to_its_own_model_changes_nothing(pruned, tmp_path):
@@ -81,6 +82,8 @@ def test_to_apply_a_mask_to_its_own_model_changes_nothing(pruned, tmp_path):
     before, after = (pico.linears(each) for each in (folder, tmp_path / "out"))
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert sum(layer["set_to_zero"] for layer in manifest["layers"]) == 0
+    secateur.pack(tmp_path / "out", tmp_path / "packed")
+    assert secateur.verify(tmp_path / "packed", folder).passed
     secateur.mask(tmp_path / "out", tmp_path / "again.safetensors")  # of what apply wrote one can be taken as well
     one, two = (load_file(path) for path in (mask, tmp_path / "again.safetensors"))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
