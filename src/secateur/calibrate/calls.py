@@ -62,7 +62,7 @@ def record(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], 
 
         return stub
 
-    with _without_cache(model), forwards({block.module: stub_of(i) for i, block in enumerate(blocks)}):
+    with _without_cache(model), _forwards({block.module: stub_of(i) for i, block in enumerate(blocks)}):
         for batch in batches:
             try:
                 if isinstance(batch, Tensor):
@@ -85,7 +85,7 @@ def finish(model: nn.Module, blocks: Sequence[Block], batch: Batch, output: Any)
     def stub(*_: Any, **__: Any) -> Any:
         return output
 
-    with _without_cache(model), forwards({block.module: stub for block in blocks}):
+    with _without_cache(model), _forwards({block.module: stub for block in blocks}):
         return model(batch) if isinstance(batch, Tensor) else model(**batch)
 
 
@@ -146,15 +146,15 @@ def _without_cache(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def forwards(others: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def _forwards(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Give modules other forward functions for a while."""
-    own = {module: module.__dict__["forward"] for module in others if "forward" in module.__dict__}
-    for module, forward in others.items():
+    own = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
+    for module, forward in forwards.items():
         module.forward = forward
     try:
         yield
     finally:
-        for module in others:
+        for module in forwards:
             del module.forward  # the class's own shows again
             if module in own:
                 module.forward = own[module]
