@@ -126,6 +126,11 @@ def plan(folder: Path) -> None:
     outline(str(folder))
 
 
+def apply(path: Path) -> None:
+    """To the model that the mask was taken of."""
+    secateur.apply(path.parents[2] / "pruned", path, path.parents[1] / "out", force=True)
+
+
 def read_text(path: Path, prefix: str = "") -> None:
     """As calibration and evaluation do."""
     purposes: tuple[data.Purpose, ...] = ("calibration", "evaluation")
@@ -166,6 +171,7 @@ TARGETS: dict[str, Target] = {
     "quantized": Target("quantized", "model-*.safetensors", damage.in_safetensors, (verify_quantized, secateur.load)),
     "quantized manifest": Target("quantized", "secateur.json", damage.in_json, (secateur.verify, prune)),
     "int4": Target("int4", "model-*.safetensors", damage.in_safetensors, (secateur.load, unpack, secateur.inspect)),
+    "mask": Target("files", "mask.safetensors", damage.in_safetensors, (apply,), of_file=True),
     "recipe": Target("files", "recipe.yaml", damage.in_yaml, (Recipe.load,), of_file=True),
     "grid": Target("files", "grid.yaml", damage.in_yaml, (Grid.load,), of_file=True),
     "text": Target("files", "text.txt", damage.in_bytes, (read_text, read_corpus), of_file=True),

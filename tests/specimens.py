@@ -41,6 +41,7 @@ def make(root: Path) -> None:
         "seeds: [0, 1]\nevaluate: {data: [demo], window: 16}\nbaseline: {recipe: ria}\n"
     )
     (files / "text.txt").write_text(TEXT)
+    secateur.mask(root / "pruned", files / "mask.safetensors")
     rows = [{"text": TEXT[i : i + 300], "id": i, "meta": {"a": [i]}} for i in range(8)]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     (files / "text.jsonl").write_bytes(lines)

@@ -26,6 +26,7 @@ LAYERS = [
         "shrinking",
         "quantizing",
         "runtime",
+        "masking",
         "packing",
         "inspection",
     ],  # the main job, and running what it wrote
@@ -40,6 +41,7 @@ LAYERS = [
 ]
 # Who tells the version of the package, in manifests and in what tells runs apart.
 VERSIONED = {
+    "secateur.masking",
     "secateur.pruning.folder",
     "secateur.pruning.job",
     "secateur.quantizing",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from secateur.benchmark.measuring import bench
     from secateur.evaluation.evaluate import evaluate
     from secateur.inspection import inspect
+    from secateur.masking import apply, mask
     from secateur.packing import pack, unpack
     from secateur.planning.plan import plan
     from secateur.pruning.folder import prune
@@ -33,11 +34,13 @@ __all__ = [
     "Recipe",
     "Shrinkage",
     "__version__",
+    "apply",
     "bench",
     "evaluate",
     "generate",
     "inspect",
     "load",
+    "mask",
     "pack",
     "plan",
     "prune",
@@ -53,11 +56,13 @@ _HOMES = {
     "QuantizationRecipe": "secateur.recipe",
     "Recipe": "secateur.recipe",
     "Shrinkage": "secateur.shrinkage",
+    "apply": "secateur.masking",
     "bench": "secateur.benchmark.measuring",
     "evaluate": "secateur.evaluation.evaluate",
     "generate": "secateur.runtime.generation",
     "inspect": "secateur.inspection",
     "load": "secateur.runtime.loading",
+    "mask": "secateur.masking",
     "pack": "secateur.packing",
     "plan": "secateur.planning.plan",
     "prune": "secateur.pruning.folder",

@@ -8,8 +8,8 @@ RIA = """@inproceedings{zhang2024plug,
   year      = {2024}
 }"""
 
-# By the name that a method has in its table: SCORES, SEARCHES, RECONSTRUCTIONS, QUANTIZATIONS or METHODS. What is not
-# here is RIA's, Secateur's own, or everyone's.
+# By the name that a method has in its table: SCORES, SEARCHES, RECONSTRUCTIONS, QUANTIZATIONS or METHODS; "reap" is
+# that of --experts. What is not here is RIA's, Secateur's own, or everyone's.
 PAPERS = {
     "wanda": """@inproceedings{sun2024wanda,
   title     = {A Simple and Effective Pruning Approach for Large Language Models},
@@ -60,6 +60,13 @@ PAPERS = {
   author    = {Ma, Xinyin and Fang, Gongfan and Wang, Xinchao},
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2023}
+}""",
+    "reap": """@inproceedings{lasby2026reap,
+  title     = {{REAP} the Experts: Why Pruning Prevails for One-Shot {MoE} Compression},
+  author    = {Lasby, Mike and Lazarevich, Ivan and Sinnadurai, Nish and Lie, Sean and Ioannou, Yani
+               and Thangarasa, Vithursan},
+  booktitle = {The Fourteenth International Conference on Learning Representations},
+  year      = {2026}
 }""",
     "depth": """@article{men2024shortgpt,
   title   = {{ShortGPT}: Layers in Large Language Models are More Redundant Than You Expect},

@@ -5,7 +5,8 @@ the tests over all methods follow from that. What channels have adds up: the imp
 channels, and over the spaces that lie along it.
 
 "LLM-Pruner" is Ma et al., *LLM-Pruner: On the Structural Pruning of Large Language Models*, NeurIPS 2023; "ShortGPT" is
-Men et al., *ShortGPT: Layers in Large Language Models are More Redundant Than You Expect*, 2024.
+Men et al., *ShortGPT: Layers in Large Language Models are More Redundant Than You Expect*, 2024; "REAP" is Lasby et
+al., *REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression*, 2025 (arXiv 2510.13999).
 """
 
 from __future__ import annotations
@@ -53,6 +54,17 @@ def influence(evidence: Evidence) -> Tensor:
     assert evidence.states is not None
     before, after = evidence.states
     return 1 - cosine_similarity(before.float(), after.float(), dim=-1)
+
+
+def reap(contributions: Tensor) -> Tensor:
+    """Gate × ‖output‖ of an expert at each token that is routed to it, the mean of which is its importance (REAP).
+
+    Args:
+        contributions: what it adds to the hidden states, gate × output, ``(T, H)``. Gates are not negative.
+    Returns:
+        float32 ``(T,)``.
+    """
+    return contributions.float().norm(dim=1)
 
 
 @dataclass(frozen=True)

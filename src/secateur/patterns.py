@@ -70,6 +70,11 @@ def check_fits(pattern: Pattern, in_features: int) -> None:
         raise InputError(f"{in_features} input channels are not a multiple of {pattern.group}, as {pattern} needs")
 
 
+def in_rows(pattern: Pattern) -> Pattern:
+    """What remains of N:M in every row where its groups are not stored side by side."""
+    return Unstructured(pattern.sparsity, "row") if isinstance(pattern, NM) else pattern
+
+
 def count_kept(rows: int, columns: int, pattern: Pattern) -> int:
     """How many weights :func:`secateur.masks.select` keeps of a matrix of this shape.
 

@@ -31,6 +31,9 @@ class Shrinkage(Options):
     sparsity: Annotated[float, REMOVAL] = 0.5
     """Share of the weights of the blocks' linears to remove, in [0, 1)."""
 
+    experts: Annotated[float | None, REMOVAL] = None
+    """Share of each block's experts to remove instead, in (0, 1): those that add least where they are routed to."""
+
     method: Annotated[MethodName, REMOVAL, _METHODS] = "activation"
     """What goes first, one of :data:`~secateur.importance.METHODS`."""
 
@@ -52,6 +55,8 @@ class Shrinkage(Options):
             raise InputError(f"method {self.method!r} is not one of {', '.join(METHODS)}")
         if not 0 <= self.sparsity < 1:  # NaN is in no interval
             raise InputError(f"sparsity must be at least 0 and below 1, not {self.sparsity}")
+        if self.experts is not None:
+            self._check_experts(self.experts)
         for name, value in (("keep-first", self.keep_first), ("keep-last", self.keep_last)):
             if value < 0:
                 raise InputError(f"--{name} must be a number of blocks, not {value}")
@@ -63,6 +68,14 @@ class Shrinkage(Options):
                 "blocks that stay whole beside narrower ones (--keep-first, --keep-last) would have a width each, and "
                 "no config can say that: give --in-place, which writes zeros, or --method depth"
             )
+
+    def _check_experts(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise InputError(f"experts must be a share above 0 and below 1, not {share}")
+        others = ("sparsity", "method", "keep_first", "keep_last", "in_place")
+        if given := [name for name in others if getattr(self, name) != getattr(Shrinkage, name)]:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise InputError(f"--experts removes experts and nothing else: leave out {names}, or shrink once more")
 
     @property
     def needs_inputs(self) -> bool:
@@ -76,4 +89,6 @@ class Shrinkage(Options):
 
     def summary(self) -> str:
         """The method in a few words, for tables and progress bars."""
+        if self.experts is not None:
+            return f"reap {self.experts:.0%}"
         return f"{self.method} {self.sparsity:.0%}" + (" in place" if self.in_place else "")

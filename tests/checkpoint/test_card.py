@@ -249,7 +249,7 @@ def test_a_manifest_that_is_not_secateurs_is_left_out(tmp_path):
 
 
 def test_every_method_is_cited_or_is_nobodys():
-    methods = {*SCORES, *SEARCHES, *RECONSTRUCTIONS, *QUANTIZATIONS, *METHODS, "tune"}
+    methods = {*SCORES, *SEARCHES, *RECONSTRUCTIONS, *QUANTIZATIONS, *METHODS, "tune", "reap"}
     of_ria = {"ria", "ri", "ri-input", "ri-output", "activation", "heuristic", "lsa-published"}
     assert methods - {*PAPERS} == of_ria | {"magnitude", "rtn", "lsa", "cg"}
     assert {*PAPERS} <= methods

@@ -81,6 +81,6 @@ class Stacks:
             if name not in self.members:
                 stored[self._stored.get(name, name)] = tensor
                 continue
-            for parts, layer in zip(self.members[name], tensor, strict=True):
+            for parts, layer in zip(self.members[name][: len(tensor)], tensor, strict=True):  # some may have gone
                 stored |= dict(zip(parts, layer.chunk(len(parts)), strict=True))
         return stored

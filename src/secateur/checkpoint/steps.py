@@ -87,11 +87,16 @@ class _HeldOut(msgspec.Struct, frozen=True):
     tokens: int
 
 
+class _Mask(msgspec.Struct, frozen=True):
+    of: str
+
+
 class _Pruned(Step, frozen=True, kw_only=True):
     recipe: Recipe
     sparsity: float
     layers: list[Any]
     held_out: _HeldOut | None = None
+    mask: _Mask | None = None
 
     @property
     def done(self) -> str:
@@ -127,6 +132,8 @@ class _Pruned(Step, frozen=True, kw_only=True):
         if recipe.tune:
             epochs = f"{recipe.epochs} epochs of Adam at {recipe.learning_rate:g}"
             lines.append(f"Tuning: block by block, kept weights, norms and biases learned the dense output, {epochs}")
+        if self.mask:
+            lines.append(f"Mask: found on {named(self.mask.of, ())}, and put on again after the weights had changed")
         if not recipe.changes_weights and not recipe.refine:
             lines.append("Reconstruction: none, kept weights have their bits")
         if far := self.held_out:
@@ -151,10 +158,16 @@ class _Shrunk(Step, frozen=True, kw_only=True):
 
     @property
     def methods(self) -> list[str]:
-        return [self.shrinkage.method]
+        return ["reap" if self.shrinkage.experts is not None else self.shrinkage.method]
 
     @property
     def lines(self) -> list[str]:
+        if self.shrinkage.experts is not None:
+            return [
+                f"Removed: experts of each block, {self.sparsity:.2%} of the weights in the blocks' matrices, which "
+                "leaves a smaller model",
+                "Method: reap, what an expert adds to the tokens that are routed to it: mean of gate × ‖output‖",
+            ]
         method, left = self.shrinkage.method, "zeros" if self.shrinkage.in_place else "a smaller model"
         return [
             f"Removed: {self.sparsity:.2%} of the weights of the blocks' linears, which leaves {left}",

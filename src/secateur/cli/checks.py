@@ -138,7 +138,7 @@ def verify(model: str, /, *, dense: str | None = None, json: Json = False) -> No
     Parameters
     ----------
     model
-        A folder that was written by prune, quantize or shrink.
+        A folder that was written by prune, quantize, shrink or apply.
     dense
         The model that it was made of: prove also that the weights are its own, masked, reordered or selected, and the
         logits of a pruned model; and of a quantized one that what is zero there is zero here.

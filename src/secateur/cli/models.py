@@ -1,4 +1,4 @@
-"""Commands that make models: prune, shrink, quantize, pack, unpack, demo."""
+"""Commands that make models: prune, shrink, quantize, mask, apply, pack, unpack, demo."""
 
 import dataclasses
 import time
@@ -71,7 +71,7 @@ def shrink(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove heads and channels of MODEL, or whole blocks, and write the smaller model: a plain Hugging Face folder.
+    """Remove heads and channels of MODEL, whole blocks, or experts, and write the smaller model: a plain folder.
 
     Parameters
     ----------
@@ -128,6 +128,57 @@ def quantize(
     else:
         following = [["eval", model, out], ["pack", out, "--out", f"{out}-packed"]]
         show(quantization_table(manifest), *quantization_notes(manifest), *folder_notes(out, costs, following))
+
+
+@app.command
+def mask(model: str, /, *, out: Path, quiet: Quiet = False) -> None:
+    """Write the mask of pruned MODEL to a file: which weights are kept, one bit for each.
+
+    Parameters
+    ----------
+    model
+        A folder that prune wrote.
+    out
+        The file to write, such as mask.safetensors.
+    """
+    from secateur.console.models import mask_text
+    from secateur.console.terminal import show
+
+    show(mask_text(secateur.mask(model, out, progress=progress_for(quiet)), out))
+
+
+@app.command
+def apply(
+    model: str,
+    mask: Path,
+    /,
+    *,
+    out: Path,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write MODEL with the weights zero that MASK does not keep: after fine-tuning, or merging an adapter.
+
+    Parameters
+    ----------
+    model
+        A model that descends from the one that the mask was taken of: a folder, a hub name, or a .gguf file.
+    mask
+        A file that the command mask wrote.
+    out
+        The folder to write.
+    """
+    from secateur.console.models import applied_text, folder_notes
+    from secateur.console.terminal import show
+
+    began = time.perf_counter()
+    manifest = secateur.apply(model, mask, out, force=force, progress=progress_for(quiet))
+    costs = _costs(out, began)
+    if json:
+        print_json(manifest | costs)
+    else:
+        show(applied_text(manifest), *folder_notes(out, costs, [["verify", out, "--dense", model]]))
 
 
 @app.command

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
+from secateur.checkpoint.maskfile import MaskHeader
 from secateur.console.tables import Grid
 from secateur.console.terminal import show_time
 from secateur.inspection import Inspection, LayerView
@@ -147,13 +148,33 @@ def quantization_notes(manifest: dict[str, Any]) -> list[str]:
 
 def shrinking_text(manifest: dict[str, Any]) -> Text:
     """What was removed, and what the config says now."""
-    asked, weights = manifest["shrinkage"]["sparsity"], manifest["weights"]
+    options, weights = manifest["shrinkage"], manifest["weights"]
+    experts = options["experts"]
+    asked = f"{options['sparsity']:.2%}" if experts is None else f"{experts:.2%} of the experts"
     lines = [
-        f"{manifest['method']}: {manifest['sparsity']:.2%} of the weights of the blocks' linears are gone "
-        f"({asked:.2%} were to go): {weights['dense'] / 1e6:,.1f} → {weights['kept'] / 1e6:,.1f} million",
+        f"{manifest['method']}: {manifest['sparsity']:.2%} of the weights of the blocks' "
+        f"{'linears' if experts is None else 'matrices'} are gone ({asked} were to go): "
+        f"{weights['dense'] / 1e6:,.1f} → {weights['kept'] / 1e6:,.1f} million",
         *(f"{name}: {value}" for name, value in manifest["config"].items() if not isinstance(value, list)),
     ]
     return Text("\n".join(lines))
+
+
+def mask_text(header: MaskHeader, path: Path) -> Text:
+    """What a mask is of."""
+    weights = sum(prod(entry.shape) for entry in header.weights.values())
+    patterns = ", ".join(dict.fromkeys(entry.pattern for entry in header.weights.values()))
+    return Text(f"{path}: the mask of {len(header.weights)} linears, {weights / 1e6:,.1f} million weights, {patterns}")
+
+
+def applied_text(manifest: dict[str, Any]) -> Text:
+    """What putting on a mask has changed."""
+    layers = manifest["layers"]
+    gone, weights = sum(layer["set_to_zero"] for layer in layers), sum(prod(layer["shape"]) for layer in layers)
+    return Text(
+        f"{manifest['method']}: {manifest['sparsity']:.2%} of the weights of {len(layers)} linears are zero; "
+        f"{gone:,} of {weights:,} were not before"
+    )
 
 
 def verdict_text(verdict: Verdict) -> Text:

@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from secateur.models.fold import channels_of
 from secateur.models.spaces import Family
+from secateur.shrinking.experts import Experts
 from secateur.shrinking.widths import Widths
 
 # The numbers of the blocks that stay, where whole blocks go.
 BLOCKS = "blocks"
 HEADS = "heads"
-# What stays in one block, ascending: query heads under the name HEADS, channels under that of their space.
+EXPERTS = "experts"
+# What stays in one block, ascending: query heads under the name HEADS, channels under that of their space; or experts
+# under the name EXPERTS.
 Kept = dict[str, Tensor]
 
 
@@ -36,6 +40,18 @@ def choose(family: Family, widths: Widths, importance: Mapping[str, Tensor]) -> 
         if space in importance:
             kept[space] = _largest(importance[space][None], widths.channels)[0]
     return kept
+
+
+def choose_experts(experts: Experts, importance: Tensor) -> Kept:
+    """The most important experts of a block, as many of each group; among equals the first.
+
+    Args:
+        experts: of the block.
+        importance: of each, ``(count,)``.
+    """
+    groups = importance.view(experts.groups, -1)
+    best = _largest(groups, experts.stay // experts.groups)
+    return {EXPERTS: (best + groups.shape[1] * torch.arange(experts.groups)[:, None]).flatten()}
 
 
 def _largest(rows: Tensor, count: int) -> Tensor:

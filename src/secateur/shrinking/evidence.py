@@ -17,12 +17,13 @@ from secateur.calibrate.stream import Rooms, Stream
 from secateur.checkpoint import Source, check_finite, resident
 from secateur.devices import full_precision
 from secateur.errors import InputError
-from secateur.importance import Evidence, Method
+from secateur.importance import Evidence, Method, reap
 from secateur.memory import Room, Shelf
 from secateur.models.blocks import Block
 from secateur.models.fold import rows_of
 from secateur.models.spaces import Family
 from secateur.progress import Progress
+from secateur.shrinking.experts import Experts
 from secateur.stats.inputs import InputStats
 
 # By the prefix of the block: importance of the channels of each of its spaces, float64 on the CPU.
@@ -97,6 +98,38 @@ def influences(dense: Dense, method: Method) -> list[float]:
                 stream.hidden[batch] = after
         found.append(total / stream.tokens)
     return found
+
+
+@full_precision()
+def of_routes(stream: Stream, index: int, experts: Experts) -> Tensor:
+    """Importance of each expert of block ``index``, mean over the tokens that are routed to it; 0 where none is.
+
+    Every expert is run by itself on its tokens, and the outputs are added up as its module would, in the same sequence:
+    the samples move on through the block as they would have.
+
+    Returns:
+        float64 ``(count,)``, on the CPU.
+    """
+    module = stream.blocks[index].module.get_submodule(experts.module)
+    genuine = module.forward
+    total, tokens = torch.zeros(2, experts.count, dtype=torch.float64)
+
+    def forward(states: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+        output = torch.zeros_like(states)
+        for expert in chosen.unique().tolist():
+            rows, places = torch.where(chosen == expert)
+            part = genuine(states[rows], chosen[rows, places, None], gates[rows, places, None])
+            total[expert] += reap(part).sum(dtype=torch.float64).item()
+            tokens[expert] += len(rows)
+            output.index_add_(0, rows, part)
+        return output
+
+    module.forward = forward
+    try:
+        stream.advance(index)
+    finally:
+        del module.forward  # the class's own shows again
+    return total / tokens.clamp(min=1)
 
 
 @full_precision()

@@ -23,8 +23,9 @@ from secateur.progress import Clock, Progress
 from secateur.pruning.journal import Setting
 from secateur.pruning.prepare import draw_samples
 from secateur.shrinkage import Shrinkage
-from secateur.shrinking.choice import BLOCKS, Kept, choose, named, selection
-from secateur.shrinking.evidence import Dense, influences, of_gradients, of_inputs
+from secateur.shrinking.choice import BLOCKS, EXPERTS, Kept, choose, choose_experts, named, selection
+from secateur.shrinking.evidence import Dense, influences, of_gradients, of_inputs, of_routes
+from secateur.shrinking.experts import select_experts
 from secateur.shrinking.target import Target, changes_of_depth, check_blocks, settle
 from secateur.shrinking.widths import weights_of
 
@@ -37,10 +38,10 @@ def shrink(
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Remove heads and channels of ``model``, or whole blocks, and write what stays to ``out``: structured pruning.
+    """Remove heads and channels of ``model``, whole blocks, or experts, and write what stays to ``out``.
 
-    The result is a plain Hugging Face folder of a smaller model, with one width for all blocks and the residual width
-    of the dense one. Weights that stay have their bits.
+    The result of such structured pruning is a plain Hugging Face folder of a smaller model, with one width and one
+    number of experts for all blocks and the residual width of the dense one. Weights that stay have their bits.
 
     Args:
         model: a hub name, a folder, or a ``.gguf`` file.
@@ -125,8 +126,11 @@ class _Job:
         dense, target, method = self._dense, self._target, self._method
         passes = {"inputs": 2 * len(dense.blocks) - 1, "gradients": 2 * len(dense.blocks), "states": len(dense.blocks)}
         tokens = sum(batch.numel() for batch in dense.batches)
-        dense.progress.start(self._options.summary(), passes[method.needs] * tokens)
+        needs = "states" if target.experts else method.needs
+        dense.progress.start(self._options.summary(), passes[needs] * tokens)
         self._write(outer)
+        if target.experts:
+            return self._drop_experts()
         if method.needs == "inputs":
             return self._narrow_as_it_goes()
         with self._clock("calibrate"):
@@ -164,6 +168,21 @@ class _Job:
                     load_into(block.module, tensors, block.prefix, dense.device)
                 calibration.advance(index)
             self._write_block(block, tensors, kept.get(block.prefix))
+        return named(kept)
+
+    def _drop_experts(self) -> dict[str, Tensor]:
+        """Write each block, in turn, without its least important experts: by what the dense blocks before it give."""
+        dense, kept, stream = self._dense, dict[str, Kept](), None
+        for index in range(len(dense.blocks)):
+            with self._clock("calibrate"), dense.block(index) as (block, tensors):
+                stream = stream or dense.stream()
+                if (experts := self._target.experts.get(index)) is None:
+                    stream.advance(index)
+                else:
+                    kept[block.prefix] = choose_experts(experts, of_routes(stream, index, experts))
+            if experts is not None:
+                select_experts(tensors, block.prefix, experts, kept[block.prefix][EXPERTS])
+            self._write(tensors)
         return named(kept)
 
     def _write_block(self, block: Block, tensors: dict[str, Tensor], kept: Kept | None) -> None:

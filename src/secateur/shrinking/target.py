@@ -1,8 +1,8 @@
 """What a shrunk model will be, and what its config has to say: settled before any long work."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +17,7 @@ from secateur.importance import METHODS
 from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.spaces import Family
 from secateur.shrinkage import Shrinkage
+from secateur.shrinking.experts import Experts, experts_of
 from secateur.shrinking.widths import Shapes, Widths, changes, weights_of, widths_for
 
 
@@ -29,8 +30,9 @@ class Target:
         widths: what each of these is to have.
         depth: how many blocks stay.
         changes: what its config says otherwise; where blocks go, this is known when it is known which.
-        weights: of the blocks' linears that stay; the same.
-        dense_weights: of the blocks' linears now.
+        weights: of the blocks' linears that stay; the same. Where experts go, of all that is a matrix in the blocks.
+        dense_weights: of the blocks' linears now, or as above.
+        experts: of the blocks that lose some, by number.
     """
 
     open: range
@@ -39,6 +41,12 @@ class Target:
     changes: dict[str, Any]
     weights: int
     dense_weights: int
+    experts: Mapping[int, Experts] = field(default_factory=dict)
+
+
+# What configs call the number of experts in a block, and of those that a token is routed to.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_ROUTED = ("num_experts_per_tok", "top_k_experts", "moe_topk")
 
 
 def settle(
@@ -57,6 +65,8 @@ def settle(
         InputError: when so much cannot go, the channels of its family are not known, or no config can say what would
             stay.
     """
+    if options.experts is not None:
+        return _settle_experts(config, base, blocks, family, options.experts)
     number, whole = len(blocks), weights_of(blocks, family)
     unlocked = range(options.keep_first, number - options.keep_last)
     if not unlocked:
@@ -94,6 +104,65 @@ def settle(
     if changed:
         _check(base, changed, kept)
     return Target(unlocked, widths, number, changed, kept, whole)
+
+
+def _settle_experts(
+    config: PreTrainedConfig, base: Mapping[str, Any], blocks: Sequence[Block], family: Family, share: float
+) -> Target:
+    """The same where ``share`` of each block's experts go."""
+    counts = _numbers(config, base, _EXPERTS)
+    if len({*counts.values()}) != 1:
+        raise InputError(f"the config of this {config.model_type} model names no one number of experts: none can go")
+    (count,) = {*counts.values()}
+    stay = count - round(share * count)
+    groups = getattr(config, "n_group", None) or 1
+    _check_experts(config, base, count, stay, groups, share)
+    changed = dict.fromkeys(counts, stay)
+    less = _config(base, changed)
+    model = empty_model(less, torch.float32) if less is not None else None
+    smaller = blocks_of(model, family_of(model)) if model is not None else []
+    experts = experts_of(blocks, smaller, groups) if smaller else {}
+    if not experts:
+        raise InputError(f"transformers builds no {config.model_type} model of {stay} experts instead of {count}")
+    shapes = Shapes(blocks, family)
+    weights, dense = matrices_of(smaller), matrices_of(blocks)
+    return Target(range(len(blocks)), shapes.whole, len(blocks), changed, weights, dense, experts)
+
+
+def _check_experts(
+    config: PreTrainedConfig, base: Mapping[str, Any], count: int, stay: int, groups: int, share: float
+) -> None:
+    """Raise :class:`InputError` unless ``stay`` of ``count`` experts are enough for the router, and fewer."""
+    if stay == count:
+        raise InputError(f"{share:.1%} of {count} experts are less than half of one: at least {1 / count:.1%} can go")
+    if count % groups or (count - stay) % groups:
+        raise InputError(
+            f"{count - stay} of {count} experts were to go, and as many must of each of {groups} groups (n_group): "
+            f"give a multiple of {groups / count:.4g}"
+        )
+    routed = _numbers(config, base, _ROUTED)
+    if not routed:
+        raise InputError(f"the config of this {config.model_type} model does not say how many experts a token has")
+    name, most = max(routed.items(), key=lambda item: item[1])
+    within = (getattr(config, "topk_group", None) or groups) * (stay // groups)
+    if most > within:
+        of = f"{within} in the groups that it may choose" if within < stay else f"{stay}"
+        raise InputError(f"a token is routed to {most} experts ({name}), and of {count} there would be {of}")
+    if groups > 1 and stay < 2 * groups:
+        raise InputError(f"the router compares groups by their best two experts, and {stay // groups} would be left")
+
+
+def _numbers(config: PreTrainedConfig, base: Mapping[str, Any], names: Iterable[str]) -> dict[str, int]:
+    """What ``config`` says under any of ``names``, by the names under which it or ``base`` is written."""
+    found = {name: getattr(config, name, None) for name in names}
+    written = {type(config).attribute_map.get(name, name): number for name, number in found.items()}
+    both = written | {name: number for name, number in found.items() if name in base}
+    return {name: number for name, number in both.items() if isinstance(number, int)}
+
+
+def matrices_of(blocks: Sequence[Block]) -> int:
+    """The weights of ``blocks`` that lie in matrices, or stacks of these, whether they are of linears or not."""
+    return sum(weight.numel() for block in blocks for weight in block.module.parameters() if weight.ndim > 1)
 
 
 def remainder(model: PreTrainedModel, options: Shrinkage) -> PreTrainedModel:

@@ -18,7 +18,9 @@ from secateur.models.blocks import Block, blocks_of, family_of
 from secateur.models.fold import select_block, zero_block
 from secateur.models.spaces import Family
 from secateur.shrinkage import Shrinkage
-from secateur.shrinking.choice import BLOCKS, HEADS, Kept, of_block, selection
+from secateur.shrinking.choice import BLOCKS, EXPERTS, HEADS, Kept, of_block, selection
+from secateur.shrinking.experts import experts_of, select_experts
+from secateur.shrinking.target import matrices_of
 from secateur.shrinking.widths import Shapes, Widths
 from secateur.verification.manifest import Rounded
 from secateur.verification.verdict import Verdict
@@ -46,8 +48,9 @@ def verify_shrunk(folder: Path, dense: str | Path | None = None) -> Verdict:
     """Check a folder that :func:`secateur.shrink` wrote.
 
     ``bytes``: all tensors are as they were written. ``weights``: there are as many in the blocks' linears as the
-    manifest says, in the shapes that follow from the record of what stayed. ``zeros``: in place, all that went is zero.
-    ``files``: config, tokenizer, index and record are as they were written.
+    manifest says, in the shapes that follow from the record of what stayed; where experts went, in all matrices of the
+    blocks. ``zeros``: in place, all that went is zero. ``files``: config, tokenizer, index and record are as they were
+    written.
 
     Given the dense model, ``dense``: every tensor is, bit for bit, the recorded selection from its own.
 
@@ -72,17 +75,22 @@ def verify_shrunk(folder: Path, dense: str | Path | None = None) -> Verdict:
     stay = manifest.weights["kept"]
     if not isclose(manifest.sparsity, 1 - stay / manifest.weights["dense"]):
         failures["weights"].append(f"{manifest.sparsity:.2%} is not what its numbers of weights come to")
-    found = sum(_weights(block, family, of_block(kept, block.prefix), folder, options.in_place) for block in blocks)
+    where = "matrices" if options.experts is not None else "linears"
+    if options.experts is not None:
+        found = matrices_of(blocks)
+    else:
+        found = sum(_weights(block, family, of_block(kept, block.prefix), folder, options.in_place) for block in blocks)
     if found != stay:
-        failures["weights"].append(f"{found:,} in its blocks' linears, not {stay:,}")
+        failures["weights"].append(f"{found:,} in its blocks' {where}, not {stay:,}")
     with ExitStack() as stack:
         beside = None
         if dense is not None:
-            beside = _Beside(Source(stack.enter_context(local_folder(str(dense)))), kept, options, folder)
+            original = Source(stack.enter_context(local_folder(str(dense))))
+            beside = _Beside(original, kept, options, folder, blocks)
         failures |= _pass(source, blocks, family, kept, manifest.tensors_sha256 | rounded, options.in_place, beside)
     checked = [
         f"{len(manifest.tensors_sha256)} tensors are those that were written",
-        f"{stay:,} of {manifest.weights['dense']:,} weights of the blocks' linears stay ({manifest.sparsity:.2%} went)",
+        f"{stay:,} of {manifest.weights['dense']:,} weights of the blocks' {where} stay ({manifest.sparsity:.2%} went)",
         "the config, the tokenizer and the record of what stayed are as they were written",
     ]
     unchecked = []
@@ -121,7 +129,9 @@ def _check_record(kept: Kept, whole: Widths, folder: Path) -> None:
 class _Beside:
     """The dense model, out of which the tensors of the shrunk one are made again."""
 
-    def __init__(self, source: Source, kept: Mapping[str, Tensor], options: Shrinkage, folder: Path) -> None:
+    def __init__(
+        self, source: Source, kept: Mapping[str, Tensor], options: Shrinkage, folder: Path, blocks: Sequence[Block]
+    ) -> None:
         self._source, self._kept, self._in_place, self._folder = source, kept, options.in_place, folder
         model = source.skeleton(torch.float32)
         self._family = family_of(model)
@@ -129,6 +139,12 @@ class _Beside:
         self._numbers = kept[BLOCKS].tolist() if BLOCKS in kept else list(range(len(self._blocks)))
         if self._numbers and max(self._numbers) >= len(self._blocks):
             raise InputError(f"{folder / ORDERS} names block {max(self._numbers)}, and the dense model has fewer")
+        self._experts = experts_of(self._blocks, blocks) if options.experts is not None else {}
+        for index, block in enumerate(self._blocks):
+            numbers, experts = kept.get(block.prefix + EXPERTS, torch.empty(0)), self._experts.get(index)
+            stay, count = (experts.stay, experts.count) if experts else (0, 0)
+            if len(numbers) != stay or (stay and int(numbers.max()) >= count):
+                raise InputError(f"{folder / ORDERS} does not name {stay} of {count} experts of block {index}")
 
     def outer(self) -> dict[str, Tensor]:
         """What lies outside the blocks."""
@@ -140,7 +156,9 @@ class _Beside:
             return {}
         block = self._blocks[self._numbers[index]]
         tensors = self._source.read(self._source.names(block.prefix))
-        if kept := of_block(self._kept, block.prefix):
+        if index in self._experts:
+            select_experts(tensors, block.prefix, self._experts[index], self._kept[block.prefix + EXPERTS])
+        elif kept := of_block(self._kept, block.prefix):
             _check_record(kept, Shapes([block], self._family).whole, self._folder)
             change = zero_block if self._in_place else select_block
             change(tensors, block.prefix, self._family, *selection(kept, self._family))

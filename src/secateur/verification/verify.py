@@ -14,7 +14,7 @@ from secateur.checkpoint import MANIFEST, Source, changed_files, local_folder, o
 from secateur.devices import full_precision
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
-from secateur.patterns import NM, Pattern, Unstructured
+from secateur.patterns import in_rows
 from secateur.pruning.prepare import Task, prepare
 from secateur.quantization.methods import QUANTIZATIONS
 from secateur.recipe import Recipe
@@ -30,7 +30,8 @@ LOGIT_TOLERANCE = 1e-4
 
 
 def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
-    """Check a folder that :func:`secateur.prune`, :func:`secateur.quantize` or :func:`secateur.shrink` wrote.
+    """Check a folder that :func:`secateur.prune`, :func:`secateur.quantize`, :func:`secateur.shrink` or
+    :func:`secateur.apply` wrote.
 
     What is checked of a shrunk one, :func:`~secateur.verification.shrunk.verify_shrunk` says. Of the others:
 
@@ -71,7 +72,7 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     unchecked = []
     if recipe and recipe.orders_channels and recipe.fold == "none":  # each row then keeps as many weights, anywhere
         unchecked.append(f"{recipe.target}: with --fold none it holds in the order that was searched, not as stored")
-        task = replace(task, patterns={name: _in_rows(pattern) for name, pattern in task.patterns.items()})
+        task = replace(task, patterns={name: in_rows(pattern) for name, pattern in task.patterns.items()})
     linears = [block.full_name(linear) for block in task.blocks for linear in block.linears]
     known = {layer.name: layer for layer in manifest.layers if layer.name in {*linears}}
     failures = {"layers": _amiss([layer.name for layer in manifest.layers], linears)}
@@ -170,11 +171,6 @@ def _nothing(model: PreTrainedModel) -> Task:
     family = family_of(model)
     blocks = [replace(block, linears=()) for block in blocks_of(model, family)]
     return Task(Recipe(), family, blocks, [], {})
-
-
-def _in_rows(pattern: Pattern) -> Pattern:
-    """What remains of N:M in every row where its groups are not stored side by side."""
-    return Unstructured(pattern.sparsity, "row") if isinstance(pattern, NM) else pattern
 
 
 def _with(task: Task, model: PreTrainedModel, names: Collection[str]) -> Task:
