@@ -17,7 +17,8 @@ PACKAGE = Path(secateur.__file__).parent
 LAYERS = [
     ["citations", "errors", "patterns", "sizes"],  # words that need no torch
     ["progress", "devices", "digests", "files", "memory", "ranks"],
-    ["masks", "stats", "permute", "scores", "importance", "reconstruct", "quantization"],  # pure functions over tensors
+    # pure functions, over tensors most of them
+    ["knapsack", "masks", "stats", "permute", "scores", "importance", "reconstruct", "quantization"],
     ["options", "recipe", "shrinkage"],  # which of them to use
     ["models", "data"],  # what they work on
     ["checkpoint", "calibrate"],  # where weights and statistics come from

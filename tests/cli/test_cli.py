@@ -102,6 +102,11 @@ def test_options_win_over_the_recipe_file(tmp_path, dense, capsys):
     assert run(*line, "--force", "--sparsity=0.25", "--calibration", tmp_path / "text.txt") == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
     assert (recipe["score"], recipe["pattern"], recipe["sparsity"]) == ("wanda", None, 0.25)
+    (tmp_path / "r.yaml").write_text("score: magnitude\nsparsity: {'*.down_proj': 0.25, '*': 0.5}\n")
+    assert run(*line, "--force", "--pattern", "*.0.*=2:4") == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert recipe["pattern"] == {"*.0.*": "2:4"}
+    assert recipe["sparsity"] == {"*.down_proj": 0.25, "*": 0.5}, "of what the pattern does not name"
 
 
 def test_a_preset_can_be_changed_and_its_steps_are_reported(tmp_path, dense, capsys):

@@ -14,6 +14,7 @@ Notation: O and I are rows and columns of a weight, T tokens, R rows of a score,
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from secateur.knapsack import LEVELS
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear
 from secateur.patterns import NM
@@ -55,7 +56,7 @@ class Cost:
     """An amount of work of one kind.
 
     Attributes:
-        stage: of a run: load, read, calibrate, order, prune, tune or write.
+        stage: of a run: load, read, calibrate, allocate, order, prune, tune or write.
         what: it is for, in words.
         kind: the name of the rate, in :class:`~secateur.planning.rates.Rates`, at which it is done.
         amount: in the unit of that rate, of all processes together.
@@ -88,6 +89,7 @@ def costs_of(job: Job) -> list[Cost]:
     add("order", _shared_order(job), 1)
     for index, block in enumerate(job.task.blocks):
         add("calibrate", _calibrate(job, index), 1 / job.ranks)
+        add("allocate", _allocate(job, index), 1)
         add("order", _fold(job, block), 1)
         spaces = [list(works) for works in _order(job, block)]
         for works in spaces:
@@ -175,6 +177,26 @@ def _elementwise(job: Job, block: Block, what: str, tokens: float) -> Iterator[W
     yield what, "calls", batches * (CALLS + CALLS_PER_EXPERT * experts)
 
 
+# ---------------------------------------------------------------- allocation
+
+
+def _allocate(job: Job, index: int) -> Iterator[Work]:
+    """Each linear pruned to all levels, and the tokens that run through pruned blocks, in every process."""
+    if not job.recipe.allocate:
+        return
+    block, masks = job.task.blocks[index], 1 + len(LEVELS)
+    by_gram = SCORES[job.recipe.score].needs_gram
+    yield "forward passes", "products", job.probed(index) * job.block_flops(block)
+    yield from _elementwise(job, block, "forward passes", job.probed(index))
+    for group, share in job.groups(block):
+        for rows, columns in (job.shape(block, linear) for linear in group):
+            products = columns if by_gram else job.error_rows(share)
+            yield "allocation", "selected", masks * rows * columns
+            yield "allocation", "products32", masks * 4 * rows * columns * products
+        if by_gram:
+            yield "factors", "factored", columns**3
+
+
 # ---------------------------------------------------------------- order
 
 
@@ -241,8 +263,8 @@ def search(job: Job, rows: int, columns: int) -> Iterator[Work]:
 
 
 def _group(job: Job) -> int:
-    target = job.recipe.target
-    return target.group if isinstance(target, NM) else 1
+    """Channels of a group, the most if patterns differ; 1 where weights may go anywhere."""
+    return max(pattern.group if isinstance(pattern, NM) else 1 for _, pattern in job.recipe.targets)
 
 
 # ---------------------------------------------------------------- masks and weights
@@ -307,7 +329,7 @@ def _reconstruction_flops(job: Job, rows: int, columns: int) -> int:
     if recipe.reconstruct == "sparsegpt":
         flops += _across_panels(rows, columns, _panel(PANEL, _group(job)))
     if recipe.refine:
-        group = _group(job) if isinstance(recipe.target, NM) else refine.NEIGHBOURS
+        group = _exchanged(job)
         panel = _panel(refine.PANEL, group)
         inside = sum(2 * rows * (stop - start) ** 2 for start, stop in _panels(columns, panel))
         refit = (1 + refine.STEPS) * whole if recipe.reconstruct != "none" else 0
@@ -327,9 +349,14 @@ def _beside_products(job: Job, rows: int, columns: int) -> Iterator[Work]:
         yield "reconstruction", "calls", 8 * columns
         yield "reconstruction", "moved", PANEL / 2 * 8 * weights
     if recipe.refine:
-        size = _group(job) if isinstance(recipe.target, NM) else refine.NEIGHBOURS
+        size = _exchanged(job)
         yield "reconstruction", "calls", refine.ROUNDS * 40 * columns / size
         yield "reconstruction", "moved", refine.ROUNDS * 40 * size * weights
+
+
+def _exchanged(job: Job) -> int:
+    """Channels among which the refinement exchanges weights."""
+    return _group(job) if _group(job) > 1 else refine.NEIGHBOURS
 
 
 def _panel(width: int, group: int) -> int:

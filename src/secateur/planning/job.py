@@ -11,6 +11,7 @@ from secateur.calibrate.calibration import ERROR_ROWS
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear, reader_groups
 from secateur.planning.sizes import routed_share
+from secateur.pruning.allocation import probed
 from secateur.pruning.prepare import Passes, Samples, Task, observations, passes
 from secateur.recipe import Recipe
 from secateur.scores import SCORES
@@ -52,17 +53,22 @@ class Job:
         return [(block, passes(self.task, self.samples, index, room=self.room)) for index, block in blocks]
 
     def surveyed(self, block: Block) -> int:
-        """Tokens that a block is run on in the survey."""
+        """Tokens that a block is run on in the survey, those of an allocation's own excepted."""
         score = SCORES[self.recipe.score]
-        if not self.surveys or not score.needs_inputs:
+        if not self.surveys or not (score.needs_inputs or self.recipe.allocate):
             return 0
         index = self.task.blocks.index(block)
         return self.samples.seen_tokens * observations(self.task, index, True, score.needs_gram, self.room)
 
+    def probed(self, index: int) -> int:
+        """Tokens that a block is run on for an allocation besides."""
+        return probed(self.task, self.samples, index) if self.recipe.allocate else 0
+
     @property
     def forward_tokens(self) -> int:
         """Tokens that blocks are run on, over all blocks and passes: what the progress bar counts."""
-        return sum(passes.tokens + self.surveyed(block) for block, passes in self.passes)
+        surveyed = sum(self.surveyed(block) + self.probed(index) for index, block in enumerate(self.task.blocks))
+        return surveyed + sum(passes.tokens for _, passes in self.passes)
 
     @property
     def width(self) -> int:

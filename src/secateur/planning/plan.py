@@ -12,7 +12,7 @@ from secateur.data import share_out
 from secateur.devices import DTYPES
 from secateur.errors import InputError
 from secateur.models.blocks import left_dense
-from secateur.patterns import count_kept
+from secateur.patterns import count_kept, show_patterns
 from secateur.planning.costs import FLOPS, Cost, costs_of
 from secateur.planning.job import Job
 from secateur.planning.memory import Memory, memory_of
@@ -24,7 +24,7 @@ from secateur.pruning.prepare import TOKENS_ON_CPU, TOKENS_ON_GPU, prepare, samp
 from secateur.recipe import Recipe
 
 # One after the other, while a thread reads the next block and another one writes the one before.
-COMPUTING = ("calibrate", "order", "prune", "tune")
+COMPUTING = ("calibrate", "allocate", "order", "prune", "tune")
 STAGES = ("load", "read", *COMPUTING, "write")
 # A plan lists the batches of a run, and no calibration set is as large as this.
 MOST_TOKENS = 10**10
@@ -157,7 +157,7 @@ def plan(
         samples=samples,
         stored=stored,
         computed=DTYPES[rates.dtype],
-        surveys=Orderer(task).needs_survey,
+        surveys=Orderer(task).needs_survey or recipe.allocate,
         room=memory.grams,
         ranks=ranks,
     )
@@ -175,11 +175,12 @@ def plan(
     return Plan(
         model=str(model),
         method=recipe.summary(),
-        pattern=str(recipe.target),
+        pattern=show_patterns(task.patterns.values()),
         blocks=len(task.blocks),
         parameters=job.parameters,
         prunable=prunable,
-        removed=prunable - sum(count_kept(*shape, recipe.target) for shape in shapes),
+        removed=prunable
+        - sum(count_kept(*job.shape(*one), task.patterns[one[0].full_name(one[1])]) for one in linears),
         left_dense=left_dense(task.blocks, task.skipped),
         calibration=share_out(recipe.calibration, recipe.samples) if recipe.needs_inputs else {},
         tokens=job.forward_tokens,

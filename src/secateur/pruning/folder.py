@@ -1,6 +1,7 @@
 """Prune a model folder: from a checkpoint to a checkpoint, with one block in memory."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from secateur.calibrate.calibration import Calibration
 from secateur.calibrate.divergence import HeldOut
 from secateur.calibrate.stream import Rooms
 from secateur.checkpoint import Source, Writer, load_into
-from secateur.devices import threads
+from secateur.devices import full_precision, threads
 from secateur.models.blocks import left_dense
 from secateur.models.fold import fold_outer
+from secateur.patterns import spell
 from secateur.progress import Clock, Progress
+from secateur.pruning.allocation import Allocation, probed
 from secateur.pruning.footprint import pruning
 from secateur.pruning.job import Job, opened, settle
 from secateur.pruning.journal import Journal, command_of
@@ -23,6 +26,7 @@ from secateur.pruning.order import Orderer
 from secateur.pruning.prepare import Task, observations, prepare
 from secateur.pruning.result import Results
 from secateur.pruning.store import FolderStore, finished_blocks, unpruned_digests
+from secateur.pruning.visit import Visit
 from secateur.pruning.walk import Prune, Survey, walk
 from secateur.ranks import joined
 from secateur.recipe import Recipe
@@ -75,13 +79,14 @@ def prune(
             job.begin(work, command_of(model, out, recipe, force))
             writer = Writer(work, 1 + len(job.task.blocks), elsewhere=not ranks.first)
             with job.rooms(work) as rooms:
-                results, orders, held_out = _run(job, writer, Journal(work), rooms, progress, clock)
+                job, results, orders, held_out = _run(job, writer, Journal(work), rooms, progress, clock)
         manifest = {
             "secateur": __version__,
             "model": str(model),
             "family": job.task.family.name,
             "method": recipe.summary(),
-            "recipe": recipe.to_dict(),
+            "recipe": job.task.recipe.to_dict(),
+            "allocated": recipe.allocate,
             "calibration": job.samples.origin,
             "computed_in": setting.dtype,
             "processes": ranks.size,
@@ -99,17 +104,18 @@ def prune(
 
 def _run(
     job: Job[Task], writer: Writer, journal: Journal, rooms: Rooms, progress: Progress, clock: Clock
-) -> tuple[Results, dict[str, Tensor], HeldOut | None]:
-    """Prune and write all tensors of the model; what was done, all orders, by the names of their spaces, and how far
-    the guard's samples find it from the dense one.
+) -> tuple[Job[Task], Results, dict[str, Tensor], HeldOut | None]:
+    """Prune and write all tensors of the model; the job with what was allocated, what was done, all orders, by the
+    names of their spaces, and how far the guard's samples find it from the dense one.
     """
     task, recipe = job.task, job.task.recipe
     ranks, orderer = job.ranks, Orderer(task, job.ranks)
-    shared = journal.orders()
+    shared, sparsities = journal.orders(), journal.allocation() if recipe.allocate else ""
     finished = ranks.tell(finished_blocks(task.blocks, journal, writer) if ranks.first else None, int)
     surveys = orderer.needs_survey and shared is None
+    allocates = sparsities is None
     load_into(job.skeleton, job.outer, "", job.device)
-    progress.start(recipe.summary(), *_work(job, surveys, finished, rooms.statistics.left))
+    progress.start(recipe.summary(), *_work(job, surveys or allocates, finished, rooms.statistics.left))
     with FolderStore(task.blocks, job.source, writer, job.device, journal, clock, orderer.fold_shared) as store:
         if surveys:
             shared = _survey(job, store, orderer, rooms, progress, clock)
@@ -123,47 +129,78 @@ def _run(
         with clock("write"):
             writer.add(job.source.stacks.split(job.outer))
             results = [Results(unpruned=unpruned_digests(job.outer))]
-        work = Prune(task, orderer, store, progress, clock, results, ranks)
+        if recipe.allocate:
+            job = _allocated(job, sparsities or _allocate(job, store, journal, rooms, progress, clock))
+        work = Prune(job.task, orderer, store, progress, clock, results, ranks)
         held_out = job.write_blocks(store, rooms, progress, clock, work, finished)
     whole = Results.of(results)
-    return whole, orderer.shared | whole.orders, held_out
+    return job, whole, orderer.shared | whole.orders, held_out
 
 
 def _survey(
     job: Job[Task], store: FolderStore, orderer: Orderer, rooms: Rooms, progress: Progress, clock: Clock
 ) -> dict[str, Tensor]:
-    """Find the model-wide orders, by a walk over the dense model on the samples that statistics may see."""
+    """Find the model-wide orders."""
+    _walk_dense(job, store, rooms, progress, clock, Survey(orderer, progress, clock))
+    with clock("order"):
+        orderer.settle_shared()
+    return orderer.shared
+
+
+def _allocate(
+    job: Job[Task], store: FolderStore, journal: Journal, rooms: Rooms, progress: Progress, clock: Clock
+) -> str:
+    """Find a sparsity for each linear, as a recipe spells them: what the first rank finds counts for all."""
+    allocation = Allocation(job.skeleton, job.task, job.samples, rooms, progress, clock)
+    _walk_dense(job, store, rooms, progress, clock, allocation)
+    job.skeleton.tie_weights()  # blocks need no head
+    with clock("allocate"), full_precision():
+        sparsities = job.ranks.tell(spell(allocation.settle()), str)
+    if job.ranks.first:
+        journal.keep_allocation(sparsities)
+    return sparsities
+
+
+def _allocated(job: Job[Task], sparsities: str) -> Job[Task]:
+    """The same job, by the sparsities that were found."""
+    recipe = replace(job.task.recipe, allocate=False, sparsity=sparsities)
+    return replace(job, task=prepare(job.skeleton, recipe))
+
+
+def _walk_dense(
+    job: Job[Task], store: FolderStore, rooms: Rooms, progress: Progress, clock: Clock, work: Callable[[Visit], None]
+) -> None:
+    """Do ``work`` at every block of the dense model, on the samples that statistics may see."""
     score = SCORES[job.task.recipe.score]
-    seen = job.samples.batches[: len(job.samples.batches) - job.samples.held_out] if score.needs_inputs else ()
+    seen = job.samples.batches[: len(job.samples.batches) - job.samples.held_out]
     calibration = Calibration(
         job.skeleton,
         job.task.blocks,
-        seen,
+        seen if score.needs_inputs or job.task.recipe.allocate else (),
         gram=score.needs_gram,
         one_shot=True,
         progress=progress,
         rooms=rooms,
         ranks=job.ranks,
     )
-    walk(job.task.blocks, store, calibration, clock, Survey(orderer, progress, clock))
-    with clock("order"):
-        orderer.settle_shared()
-    return orderer.shared
+    walk(job.task.blocks, store, calibration, clock, work)
 
 
 def _work(job: Job[Task], surveys: bool, finished: int, room: float) -> tuple[int, str]:
     """How much there is to do, and in which unit: see :meth:`~secateur.pruning.job.Job.ahead`.
 
     Args:
-        surveys: whether there is a survey before.
+        surveys: whether there is a survey before, for orders or for an allocation.
         finished: so many blocks have been pruned by an earlier run.
         room: bytes of Gram matrices that are gathered at once.
     """
     task, blocks, score = job.task, len(job.task.blocks), SCORES[job.task.recipe.score]
     work, unit = job.ahead(finished, room)
-    if surveys and unit == "tokens" and score.needs_inputs:
+    allocates = task.recipe.allocate
+    if surveys and unit == "tokens" and (score.needs_inputs or allocates):
         seen = job.samples.share(job.ranks).seen_tokens
         work += seen * sum(observations(task, index, True, score.needs_gram, room) for index in range(blocks))
+        work += sum(probed(task, job.samples, index) for index in range(blocks)) if allocates else 0
     elif surveys:
         work += blocks  # a survey without samples counts its blocks
     return work, unit

@@ -121,9 +121,10 @@ def footprint(
 
 
 def pruning(task: Task, model: PreTrainedModel, block: Block) -> int:
-    """The most that ordering, pruning and tuning ``block`` need beside it."""
-    ordering = _ordering(task, block, model.config.get_text_config().hidden_size)
-    return max(ordering, _pruning(task, block), _tuning(task, block))
+    """The most that allocating, ordering, pruning and tuning ``block`` need beside it."""
+    text = model.config.get_text_config()
+    ordering, allocating = _ordering(task, block, text.hidden_size), _allocating(task, block, text.vocab_size)
+    return max(allocating, ordering, _pruning(task, block), _tuning(task, block))
 
 
 def quantizing(task: Selection, _: PreTrainedModel, block: Block) -> int:
@@ -163,6 +164,15 @@ def _observing(task: Selection, block: Block, model: PreTrainedModel, samples: S
 def _comparing(model: PreTrainedModel, samples: Samples) -> int:
     """Logits of some tokens by the dense model and by the pruned one, and what their divergence is computed of."""
     return LOGITS * FLOAT * TOKENS * model.config.get_text_config().vocab_size if samples.held_out else 0
+
+
+def _allocating(task: Task, block: Block, vocabulary: int) -> int:
+    """Copies of one linear, with the dense block beside them; logits, when all blocks have been looked at."""
+    if not task.recipe.allocate:
+        return 0
+    largest = max(_size(block, [linear]) for linear in block.linears)
+    looking = FLOAT * (SCORING * largest + _size(block, block.linears)) + _factors(task, block)
+    return max(looking, LOGITS * FLOAT * TOKENS * vocabulary)
 
 
 def _ordering(task: Task, block: Block, width: int) -> int:

@@ -1,0 +1,85 @@
+from dataclasses import replace
+from math import prod
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import secateur
+from secateur.errors import InputError
+from secateur.recipe import Recipe
+from tests import pico
+
+TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40
+QUIET, LOUD = "model.layers.1.", "model.layers.2."
+
+
+@pytest.fixture(params=["llama-gqa-tied", "mixtral"])
+def dense(tmp_path, request):
+    """A model whose block 1 adds next to nothing to the residual stream."""
+    folder = pico.save(request.param, tmp_path / "dense")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for name, parameter in model.named_parameters():
+        if name.startswith(QUIET) and ("o_proj" in name or "down_proj" in name):
+            parameter.data *= 1e-3
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    return Recipe(calibration=str(tmp_path / "text.txt"), samples=6, length=32, sparsity=0.6)
+
+
+def removed(manifest):
+    """Weights that are zero, by the full names of linears."""
+    return {layer["name"]: round(layer["sparsity"] * prod(layer["shape"])) for layer in manifest["layers"]}
+
+
+def test_as_many_weights_go_where_they_do_the_least_harm(dense, tmp_path, recipe):
+    even = removed(secateur.prune(dense, tmp_path / "even", recipe))
+    manifest = secateur.prune(dense, tmp_path / "out", replace(recipe, allocate=True))
+    found = removed(manifest)
+    assert sum(found.values()) == sum(even.values())
+    quiet, loud = ({name: one for name, one in found.items() if name.startswith(part)} for part in (QUIET, LOUD))
+    assert sum(quiet.values()) > sum(even[name] for name in quiet)
+    assert sum(loud.values()) < sum(even[name] for name in loud)
+    assert secateur.verify(tmp_path / "out", dense).passed
+
+    again = Recipe.from_dict(manifest["recipe"])
+    assert not again.allocate
+    secateur.prune(dense, tmp_path / "again", again)
+    before, after = pico.linears(tmp_path / "out"), pico.linears(tmp_path / "again")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "options", [{"pattern": "2:4"}, {"sparsity": {"*": 0.5}}, {"sparsity": 0.95}], ids=["pattern", "mapping", "more"]
+)
+def test_what_cannot_be_allocated_is_refused(options):
+    with pytest.raises(InputError, match="--allocate"):
+        Recipe(allocate=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "message"),
+    [
+        ({"*.down_proj": 0.4}, "nothing is said of model.layers.0.self_attn.q_proj"),
+        ({"*": 0.4, "*.down_proj": 0.6}, r"\\*.down_proj=0.6 counts for no layer"),
+    ],
+)
+def test_a_mapping_that_fits_no_model_is_refused(sparsity, message, tmp_path, recipe):
+    dense = pico.save("llama-mha", tmp_path / "dense")
+    with pytest.raises(InputError, match=message):
+        secateur.prune(dense, tmp_path / "out", replace(recipe, sparsity=sparsity))
+
+
+def test_the_first_glob_that_matches_counts(tmp_path, recipe):
+    dense = pico.save("llama-mha", tmp_path / "dense")
+    mixed = replace(recipe, sparsity={"*.0.*.q_proj": 0, "*.q_proj": 0.25, "*": 0.5}, pattern={"*.down_proj": "1:4"})
+    shares = {layer["name"]: layer["sparsity"] for layer in secateur.prune(dense, tmp_path / "out", mixed)["layers"]}
+    attention = [shares[f"model.layers.{number}.self_attn.{name}_proj"] for number in (0, 1) for name in "qk"]
+    assert attention == [0, 0.5, 0.25, 0.5]
+    assert shares["model.layers.2.mlp.down_proj"] == 0.75
+    assert secateur.verify(tmp_path / "out", dense).passed
