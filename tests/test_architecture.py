@@ -35,6 +35,7 @@ LAYERS = [
         "evaluation",
         "benchmark",
         "planning",
+        "budget",
         "sweeps",
     ],  # what a model is worth, or one to come would take
     ["", "demo", "console", "cli", "__main__"],  # how people reach all of it

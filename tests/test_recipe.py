@@ -1,3 +1,5 @@
+from typing import Any
+
 import msgspec
 import pytest
 import torch
@@ -46,13 +48,16 @@ def test_the_published_scope_is_the_default():
     assert Recipe(pattern="2:4").targets == (("*", NM(2, 4)),)
 
 
-BY_LAYER = {"sparsity": {"*.down_proj": 0.4, "*": 0.6}, "pattern": {"*.q_proj": "2:4"}}
+BY_LAYER: dict[str, Any] = {"sparsity": {"*.down_proj": 0.4, "*": 0.6}, "pattern": {"*.q_proj": "2:4"}}
 
 
 def test_what_is_said_by_layer_is_a_mapping_a_text_and_data_alike(tmp_path):
-    text = {"sparsity": "*.down_proj=0.4 *=0.6", "pattern": "*.q_proj=2:4"}
     (tmp_path / "r.yaml").write_text("sparsity: {'*.down_proj': 0.4, '*': 0.6}\npattern: {'*.q_proj': 2:4}")
-    recipes = [Recipe(**BY_LAYER), Recipe(**text), Recipe.load(tmp_path / "r.yaml")]
+    recipes = [
+        Recipe(**BY_LAYER),
+        Recipe(sparsity="*.down_proj=0.4 *=0.6", pattern="*.q_proj=2:4"),
+        Recipe.load(tmp_path / "r.yaml"),
+    ]
     assert len({*recipes}) == 1
     assert BY_LAYER.items() <= recipes[0].to_dict().items()
     assert Recipe.from_dict(recipes[0].to_dict()) == recipes[0]

@@ -10,6 +10,7 @@ from secateur.errors import InputError
 
 if TYPE_CHECKING:
     from secateur.benchmark.measuring import bench
+    from secateur.budget import compress
     from secateur.evaluation.evaluate import evaluate
     from secateur.inspection import inspect
     from secateur.packing import pack, unpack
@@ -34,6 +35,7 @@ __all__ = [
     "Shrinkage",
     "__version__",
     "bench",
+    "compress",
     "evaluate",
     "generate",
     "inspect",
@@ -54,6 +56,7 @@ _HOMES = {
     "Recipe": "secateur.recipe",
     "Shrinkage": "secateur.shrinkage",
     "bench": "secateur.benchmark.measuring",
+    "compress": "secateur.budget",
     "evaluate": "secateur.evaluation.evaluate",
     "generate": "secateur.runtime.generation",
     "inspect": "secateur.inspection",

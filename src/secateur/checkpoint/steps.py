@@ -90,6 +90,7 @@ class _Pruned(Step, frozen=True, kw_only=True):
     recipe: Recipe
     sparsity: float
     layers: list[Any]
+    allocated: bool = False
     held_out: _HeldOut | None = None
 
     @property
@@ -119,6 +120,8 @@ class _Pruned(Step, frozen=True, kw_only=True):
         if free := [pattern for pattern in patterns if isinstance(pattern, Unstructured)]:
             shares = f" by layer, {show_patterns(free)}" if len(patterns) > 1 else ""
             lines.append(f"Pattern: unstructured{shares}; weights compete within the {free[0].scope}")
+        if self.allocated:
+            lines.append("Allocation: more is removed where that changes the model's predictions less")
         alpha = f", alpha {recipe.alpha:g}" * (recipe.score == "ria")
         lines.append(f"Score: {recipe.score}, which is {SCORES[recipe.score].about}{alpha}")
         if recipe.orders_channels:

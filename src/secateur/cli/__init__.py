@@ -52,7 +52,8 @@ def _defaults(tokens: Sequence[str]) -> list[cyclopts.config.Dict]:
         given.pop("sparsity", None)
     if _value_of("--sparsity", tokens) is not None and "=" not in given.get("pattern", ""):
         given.pop("pattern", None)
-    return [cyclopts.config.Dict({"prune": given, "plan": given}, source=file)]
+    asked = {key: value for key, value in given.items() if key not in ("sparsity", "pattern")}  # a budget finds them
+    return [cyclopts.config.Dict({"prune": given, "plan": given, "compress": asked}, source=file)]
 
 
 class _Stopped(KeyboardInterrupt):

@@ -11,6 +11,7 @@ read, and one writes.
 Notation: O and I are rows and columns of a weight, T tokens, R rows of a score, M channels of a group, K = I/M groups.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from secateur.models.spaces import Linear
 from secateur.patterns import NM
 from secateur.permute import lsa, shortlist
 from secateur.planning.job import Job
+from secateur.pruning.allocation import ROWS
 from secateur.pruning.order import SURVEYED_ROWS
 from secateur.pruning.prepare import Passes
 from secateur.reconstruct import admm, refine
@@ -126,8 +128,8 @@ def _load(job: Job) -> Iterator[Work]:
 
 
 def _read(job: Job) -> Iterator[Work]:
-    """Read each block, in the survey as well, check it and take its digest."""
-    weights = (1 + job.surveys) * (job.parameters - job.outer_parameters)
+    """Read each block, in a survey as well and twice for an allocation, check it and take its digest."""
+    weights = job.readings * (job.parameters - job.outer_parameters)
     yield "blocks", "disk_read", weights * job.stored.itemsize
     yield "blocks", "hashed", weights * job.stored.itemsize
     yield "blocks", "moved", weights * CHECKED
@@ -181,20 +183,17 @@ def _elementwise(job: Job, block: Block, what: str, tokens: float) -> Iterator[W
 
 
 def _allocate(job: Job, index: int) -> Iterator[Work]:
-    """Each linear pruned to all levels, and the tokens that run through pruned blocks, in every process."""
+    """Some tokens forwards through a block, and back; each linear pruned to all levels, on some of them."""
     if not job.recipe.allocate:
         return
-    block, masks = job.task.blocks[index], 1 + len(LEVELS)
-    by_gram = SCORES[job.recipe.score].needs_gram
-    yield "forward passes", "products", job.probed(index) * job.block_flops(block)
-    yield from _elementwise(job, block, "forward passes", job.probed(index))
+    block, tokens = job.task.blocks[index], job.probed(index)
+    passes, rows = tokens + tokens // (3 if block.linears else 2) * (BACKWARD - 1), min(ROWS, tokens)
+    yield "allocation", "products", passes * job.block_flops(block)
+    yield from _elementwise(job, block, "allocation", passes)
     for group, share in job.groups(block):
-        for rows, columns in (job.shape(block, linear) for linear in group):
-            products = columns if by_gram else job.error_rows(share)
-            yield "allocation", "selected", masks * rows * columns
-            yield "allocation", "products32", masks * 4 * rows * columns * products
-        if by_gram:
-            yield "factors", "factored", columns**3
+        weights = sum(math.prod(job.shape(block, linear)) for linear in group)
+        yield "allocation", "selected", len(LEVELS) * weights
+        yield "allocation", "products32", len(LEVELS) * 2 * share * rows * weights
 
 
 # ---------------------------------------------------------------- order

@@ -53,15 +53,20 @@ class Job:
         return [(block, passes(self.task, self.samples, index, room=self.room)) for index, block in blocks]
 
     def surveyed(self, block: Block) -> int:
-        """Tokens that a block is run on in the survey, those of an allocation's own excepted."""
+        """Tokens that a block is run on in the survey."""
         score = SCORES[self.recipe.score]
-        if not self.surveys or not (score.needs_inputs or self.recipe.allocate):
+        if not self.surveys or not score.needs_inputs:
             return 0
         index = self.task.blocks.index(block)
         return self.samples.seen_tokens * observations(self.task, index, True, score.needs_gram, self.room)
 
+    @property
+    def readings(self) -> int:
+        """How often blocks are read: once to prune them, once in a survey, twice for an allocation."""
+        return 1 + self.surveys + 2 * self.recipe.allocate
+
     def probed(self, index: int) -> int:
-        """Tokens that a block is run on for an allocation besides."""
+        """Tokens that a block is run on for an allocation."""
         return probed(self.task, self.samples, index) if self.recipe.allocate else 0
 
     @property

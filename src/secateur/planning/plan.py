@@ -157,7 +157,7 @@ def plan(
         samples=samples,
         stored=stored,
         computed=DTYPES[rates.dtype],
-        surveys=Orderer(task).needs_survey or recipe.allocate,
+        surveys=Orderer(task).needs_survey,
         room=memory.grams,
         ranks=ranks,
     )
@@ -190,7 +190,7 @@ def plan(
         total=round(seconds["load"] + max(seconds["read"], seconds["write"], computing), 3),
         memory=memory,
         disk=Disk(
-            read=job.stored_bytes + job.surveys * (job.stored_bytes - job.outer_parameters * stored.itemsize),
+            read=job.stored_bytes + (job.readings - 1) * (job.stored_bytes - job.outer_parameters * stored.itemsize),
             written=job.stored_bytes,
             temporary=memory.file + (job.stored_bytes if Path(model).suffix == ".gguf" else 0),
         ),

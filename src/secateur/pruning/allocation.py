@@ -1,152 +1,152 @@
 """How sparse each linear is to be, where as many weights go in all: as sparse as the model's predictions bear.
 
-Some blocks can lose far more than others, and so can some linears of a block. What is measured, on the dense model:
+To remove a share of a linear's weights, by its score, changes its output at token t by D x_t, where x_t enters it and D
+has the weights that go. To second order that moves the model's distributions of next tokens by
 
-- for each block b, KL_b, the divergence of the model's next-token distributions from the dense model's when this
-  block alone is pruned to the share S that is asked for;
-- for each linear l, e_l(s), the relative error of its output at several shares s.
+    KL(dense ‖ pruned) ≈ ½ Σ_t E[(g_t · D x_t)²]
 
-A linear then costs KL_b · e_l(s)² / Σ e(S)², the sum over the linears of its block, and the knapsack
+with g_t the gradient, at the linear's output, of the loss on next tokens that are drawn from those distributions: their
+Fisher information is the Hessian of the divergence (Martens, *New Insights and Perspectives on the Natural Gradient
+Method*, JMLR 2020). Terms between different tokens and different linears are left out. So a forward and a backward pass
+of the dense model over some tokens say of each linear what each share would cost, and the knapsack
 (:mod:`secateur.knapsack`) takes the weights that cost the least. Formats that store a mask take the same for each kept
-weight wherever it lies, so any mix of shares is as small as an even one.
+weight wherever it lies: any mix of shares is as small as an even one.
 
-Blocks are read once, in the order in which they run. The states that the pruned block b makes wait beside the dense
-model's, and pass all blocks after it: L²/2 passes of a block on some hundred tokens, less than one pass over the
-calibration samples. Output errors are those of the masks alone, whatever mends the weights later.
+A block is in memory at a time, twice: forwards, when what enters it is kept, and backwards, when it is run again, and
+its linears are scored by what the same tokens put into them. What mends the weights later is not asked.
 """
 
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from secateur.calibrate.divergence import TOKENS, divergences
-from secateur.calibrate.stream import Rooms, Stream
+from secateur.calibrate.divergence import TOKENS
+from secateur.calibrate.stream import PRODUCTS, Rooms, Stream
+from secateur.checkpoint import Source, check_finite, resident
+from secateur.devices import full_precision
 from secateur.knapsack import LEVELS, Point, cheapest
 from secateur.masks import select
 from secateur.memory import Shelf
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear
-from secateur.patterns import Unstructured, count_kept
-from secateur.progress import Clock, Progress
-from secateur.pruning.linear import relative_error, score_of, sees_enough
+from secateur.patterns import Pattern, Unstructured, count_kept
+from secateur.progress import Progress
+from secateur.pruning.linear import score_of
 from secateur.pruning.prepare import Samples, Task
-from secateur.pruning.visit import Visit
+from secateur.scores import SCORES
 
-# What a pruned block does is measured on at least so many tokens, if there are as many.
-PROBED = 512
+# The passes are over at least so many tokens, if there are as many; of those that enter a linear about so many tell
+# what its shares cost.
+PROBED, ROWS = 2048, 512
 
 
 def probe(samples: Samples) -> Tensor:
-    """The tokens that run through pruned blocks: the first samples, int64 ``(B, L)``."""
-    batch = samples.batches[0]
-    return batch[: -(-PROBED // batch.shape[1])]
+    """The tokens that tell: the first samples that statistics may see, int64 ``(B, L)``."""
+    seen = torch.cat([*samples.batches[: len(samples.batches) - samples.held_out]])
+    return seen[: -(-PROBED // seen.shape[1])]
 
 
 def probed(task: Task, samples: Samples, index: int) -> int:
-    """Tokens that block ``index`` is run on besides: dense, pruned, and behind each block that was pruned."""
-    if not samples.batches:
-        return 0
-    return probe(samples).numel() * (1 + sum(bool(block.linears) for block in task.blocks[: index + 1]))
+    """Tokens that block ``index`` is run on: forwards, to see what enters its linears, and for gradients."""
+    return probe(samples).numel() * (3 if task.blocks[index].linears else 2)
 
 
-class Allocation:
-    """The work of a walk over the dense model, and what comes of it."""
+@full_precision()
+def find_allocation(
+    source: Source, model: PreTrainedModel, task: Task, samples: Samples, rooms: Rooms, progress: Progress
+) -> dict[str, float]:
+    """The share that each linear is to lose, by globs of full names, at as many kept weights as the task leaves.
 
-    def __init__(
-        self, model: PreTrainedModel, task: Task, samples: Samples, rooms: Rooms, progress: Progress, clock: Clock
-    ) -> None:
-        """Nothing is measured yet.
+    Experts of a stack, which see few of the tokens each, have one share together.
+
+    Args:
+        source: where blocks are read.
+        model: with what lies outside its blocks in memory.
+        task: all of its linears are to lose the same share.
+        samples: of which the first are used.
+        rooms: where hidden states wait.
+        progress: is told of the tokens that a block has processed.
+    """
+    tokens, entered = probe(samples), Shelf(rooms.states)
+    stream: Stream | None = None
+    for index, block in enumerate(task.blocks):
+        with _resident(source, block, tokens.device):
+            stream = stream or Stream(model, task.blocks, [tokens], progress, rooms=rooms)
+            entered.append(stream.hidden[0])
+            stream.advance(index)
+    assert stream is not None
+    model.tie_weights()  # blocks need no head
+    returned = _gradient_of_drawn(stream)
+    found: dict[str, _Unit] = {}
+    for index, block in reversed([*enumerate(task.blocks)]):
+        progress.at(f"allocation · {block.prefix[:-1]}")
+        stream.hidden[0] = entered[index]
+        with _resident(source, block, tokens.device):
+            stats = stream.observe(index, gram=SCORES[task.recipe.score].needs_gram) if block.linears else {}
+            with _Watch(block) as watch:
+                leaf = stream.hidden[0].detach().requires_grad_()
+                (returned,) = torch.autograd.grad(stream.call(index, 0, leaf), leaf, returned)
+            for linear in block.linears:
+                name, weight = block.full_name(linear), block.weight(linear).float()
+                score = score_of(name, weight, stats[linear.name], task.recipe)
+                inputs, gradients = watch.seen(linear.name)
+                unit = found.setdefault(_glob(block, linear), _Unit())
+                unit.add(weight, score, inputs, gradients, task.patterns[name])
+    removed = cheapest({name: unit.curve for name, unit in found.items()}, sum(unit.asked for unit in found.values()))
+    return {name: found[name].share(number) for name, number in reversed(removed.items())}
+
+
+class _Unit:
+    """A linear, or all experts of a stack, and what it costs to remove some of its weights.
+
+    Attributes:
+        asked: how many of them the task would remove.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self._size = 0
+        self._numbers, self._costs = [0] * len(LEVELS), [0.0] * len(LEVELS)
+
+    def add(self, weight: Tensor, score: Tensor, inputs: Tensor, gradients: Tensor, asked: Pattern) -> None:
+        """Count a linear in.
 
         Args:
-            model: with what lies outside its blocks in memory.
-            task: all of its linears are to lose the same share.
-            samples: of which the first run through pruned blocks.
-            rooms: where hidden states wait.
-            progress: is told of the tokens that a block has processed.
-            clock: of the run.
+            weight: float32 ``(O, I)``.
+            score: of its weights.
+            inputs: ``(T, I)``.
+            gradients: of what they become, ``(T, O)``.
+            asked: what the task would have of it.
         """
-        self._model, self._task, self._rooms = model, task, rooms
-        self._progress, self._clock = progress, clock
-        self._batch, self._index = probe(samples), 0
-        self._stream: Stream | None = None
-        # Of each block that was pruned, the states of the tokens; and of its linears, how many weights go and the
-        # squared output error, at all levels and at the share that is asked for.
-        self._states = Shelf(rooms.states)
-        self._points: list[dict[str, list[Point]]] = []
-        self._sizes: Counter[str] = Counter()
-
-    @torch.no_grad()
-    def __call__(self, visit: Visit) -> None:
-        """Look at one block, which is in the end as it was."""
-        block, index = visit.block, self._index
-        self._progress.at(f"allocation of {visit.where}")
-        with self._clock("allocate"):
-            self._stream = self._stream or Stream(
-                self._model, self._task.blocks, [self._batch], self._progress, rooms=self._rooms
-            )
-            for number, states in enumerate(self._states):
-                self._states[number] = self._stream.run(index, 0, states)
-            if block.linears:
-                dense = [block.weight(linear).clone() for linear in block.linears]
-                found: dict[str, list[Point]] = {}
-                for linear in block.linears:
-                    name, points = _glob(block, linear), self._prune(visit, linear)
-                    found[name] = _sums(found[name], points) if name in found else points
-                    self._sizes[name] += block.weight(linear).numel()
-                self._points.append(found)
-                self._states.append(self._stream.run(index, 0))
-                for linear, weight in zip(block.linears, dense, strict=True):
-                    block.weight(linear).copy_(weight)
-            self._stream.advance(index)
-        self._index += 1
-
-    def _prune(self, visit: Visit, linear: Linear) -> list[Point]:
-        """Prune a linear in its module to the share that is asked for; its points at all levels and there."""
-        block, name = visit.block, visit.block.full_name(linear)
-        asked, stats, weight = self._task.patterns[name], visit.stats[linear.name], block.weight(linear)
         assert isinstance(asked, Unstructured)
-        dense = weight.float()
-        score = score_of(name, dense, stats, self._task.recipe)
-        points = []
-        for share in (*LEVELS, asked.sparsity):
-            pattern = Unstructured(share, asked.scope)
-            pruned = dense * select(score, pattern)
-            known = sees_enough(stats)  # else by its weights alone, as it is pruned
-            error = relative_error(dense, pruned, stats) if known else float((dense - pruned).norm() / dense.norm())
-            points.append((dense.numel() - count_kept(*dense.shape, pattern), error**2))
-        weight.copy_(pruned)
-        return points
+        rows, columns = weight.shape
+        self._size += weight.numel()
+        self.asked += weight.numel() - count_kept(rows, columns, asked)
+        for place, level in enumerate(LEVELS):
+            pattern = Unstructured(level, asked.scope)
+            change = inputs @ (weight * ~select(score, pattern)).T
+            self._numbers[place] += weight.numel() - count_kept(rows, columns, pattern)
+            self._costs[place] += (gradients * change).sum(1).square().sum().item()
 
-    @torch.no_grad()
-    def settle(self) -> dict[str, float]:
-        """The share that each linear is to lose, by globs of full names, when all blocks have been looked at."""
-        curves, removed = {}, 0
-        level_of: dict[tuple[str, int], float] = {}
-        for found, divergence in zip(self._points, self._divergences(), strict=True):
-            whole = sum(points[-1][1] for points in found.values()) or 1.0
-            for name, (*levels, (asked, _)) in found.items():
-                removed += asked
-                costs = {0: 0.0} | {number: divergence * error / whole for number, error in levels}
-                curves[name] = list(costs.items())
-                level_of |= {(name, number): share for share, (number, _) in zip(LEVELS, levels, strict=True)}
-        numbers = cheapest(curves, removed)
-        return {name: level_of.get((name, number), number / self._sizes[name]) for name, number in numbers.items()}
+    @property
+    def curve(self) -> list[Point]:
+        """How many weights may go, and what that costs."""
+        return sorted(({0: 0.0} | dict(zip(self._numbers, self._costs, strict=True))).items())
 
-    def _divergences(self) -> list[float]:
-        """Of each block that was pruned, KL in nats, the mean over tokens."""
-        assert self._stream is not None
-        found = []
-        for states in self._states:
-            pieces = self._stream.pieces(0, [self._stream.hidden[0], states], TOKENS)
-            total = sum(kl.sum(dtype=torch.float64) for dense, pruned in pieces for kl, _ in divergences(dense, pruned))
-            found.append(max(0.0, float(total)) / self._batch.numel())
-        return found
+    def share(self, number: int) -> float:
+        """So many of its weights, as a share of all: one of the levels, if it comes to as many."""
+        levels = dict(zip(self._numbers, LEVELS, strict=True))
+        return levels.get(number, number / self._size)
 
 
 def _glob(block: Block, linear: Linear) -> str:
-    """The full name of a linear; experts of a stack, which see few of the tokens each, go by one name together."""
+    """What an allocation calls a linear: its full name; experts of a stack go by one name together."""
     name = block.full_name(linear)
     if not linear.stack:
         return name
@@ -154,5 +154,51 @@ def _glob(block: Block, linear: Linear) -> str:
     return f"{stack}.*.{last}"
 
 
-def _sums(these: list[Point], those: list[Point]) -> list[Point]:
-    return [(m + n, x + y) for (m, x), (n, y) in zip(these, those, strict=True)]
+@contextmanager
+def _resident(source: Source, block: Block, device: torch.device) -> Iterator[None]:
+    """A block that is in memory for a while."""
+    tensors = source.read(source.names(block.prefix))
+    check_finite(tensors, source.folder)
+    with resident(block.module, tensors, block.prefix, device):
+        yield
+
+
+def _gradient_of_drawn(stream: Stream) -> Tensor:
+    """Of the loss on next tokens that the model draws itself, summed, by what left its last block: ``(B, L, H)``."""
+    draw = torch.Generator().manual_seed(0)
+    states = stream.hidden[0].detach().requires_grad_()
+    gradient = torch.zeros_like(states)
+    for (logits,) in stream.pieces(0, [states], TOKENS):
+        drawn = torch.multinomial(logits.detach().float().softmax(-1).cpu(), 1, generator=draw)[:, 0]
+        loss = cross_entropy(logits.float(), drawn.to(logits.device), reduction="sum")
+        gradient += torch.autograd.grad(loss, states)[0]
+    return gradient
+
+
+class _Watch(TorchFunctionMode):
+    """While open, notes what enters each product with a weight of a block, and the gradient of what leaves it."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self._names = {block.weight(linear).data_ptr(): linear.name for linear in block.linears}
+        self._weights = {linear.name: block.weight(linear) for linear in block.linears}
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+
+    def seen(self, name: str) -> tuple[Tensor, Tensor]:
+        """About ``ROWS`` of the inputs of a linear ``(T, I)`` and gradients ``(T, O)``, float32, for all of them."""
+        if not self._seen[name]:  # an expert to which nothing is routed
+            weight = self._weights[name].float()
+            return weight[:0], weight.T[:0]
+        inputs, gradients = (torch.cat(each) for each in zip(*self._seen.pop(name), strict=True))
+        stride = max(1, len(inputs) // ROWS)
+        return inputs[::stride].float(), gradients[::stride].float() * stride**0.5
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **kwargs or {})
+        place = PRODUCTS.get(func)
+        if place is not None and len(args) > max(place) and (name := self._names.get(args[place[1]].data_ptr())):
+            inputs = args[place[0]].detach().flatten(0, -2)
+            output.register_hook(lambda gradient: self._seen[name].append((inputs, gradient.flatten(0, -2))))
+        return output

@@ -1,6 +1,5 @@
 """Prune a model folder: from a checkpoint to a checkpoint, with one block in memory."""
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,12 @@ from secateur.calibrate.calibration import Calibration
 from secateur.calibrate.divergence import HeldOut
 from secateur.calibrate.stream import Rooms
 from secateur.checkpoint import Source, Writer, load_into
-from secateur.devices import full_precision, threads
+from secateur.devices import threads
 from secateur.models.blocks import left_dense
 from secateur.models.fold import fold_outer
 from secateur.patterns import spell
 from secateur.progress import Clock, Progress
-from secateur.pruning.allocation import Allocation, probed
+from secateur.pruning.allocation import find_allocation, probed
 from secateur.pruning.footprint import pruning
 from secateur.pruning.job import Job, opened, settle
 from secateur.pruning.journal import Journal, command_of
@@ -26,7 +25,6 @@ from secateur.pruning.order import Orderer
 from secateur.pruning.prepare import Task, observations, prepare
 from secateur.pruning.result import Results
 from secateur.pruning.store import FolderStore, finished_blocks, unpruned_digests
-from secateur.pruning.visit import Visit
 from secateur.pruning.walk import Prune, Survey, walk
 from secateur.ranks import joined
 from secateur.recipe import Recipe
@@ -110,12 +108,16 @@ def _run(
     """
     task, recipe = job.task, job.task.recipe
     ranks, orderer = job.ranks, Orderer(task, job.ranks)
-    shared, sparsities = journal.orders(), journal.allocation() if recipe.allocate else ""
+    shared, sparsities = journal.orders(), journal.allocation()
     finished = ranks.tell(finished_blocks(task.blocks, journal, writer) if ranks.first else None, int)
     surveys = orderer.needs_survey and shared is None
-    allocates = sparsities is None
+    allocates = recipe.allocate and sparsities is None
     load_into(job.skeleton, job.outer, "", job.device)
-    progress.start(recipe.summary(), *_work(job, surveys or allocates, finished, rooms.statistics.left))
+    progress.start(recipe.summary(), *_work(job, surveys, allocates, finished, rooms.statistics.left))
+    if recipe.allocate:
+        with clock("allocate"):
+            recipe = replace(recipe, allocate=False, sparsity=sparsities or _allocate(job, journal, rooms, progress))
+        job = replace(job, task=(task := prepare(job.skeleton, recipe)))
     with FolderStore(task.blocks, job.source, writer, job.device, journal, clock, orderer.fold_shared) as store:
         if surveys:
             shared = _survey(job, store, orderer, rooms, progress, clock)
@@ -129,9 +131,7 @@ def _run(
         with clock("write"):
             writer.add(job.source.stacks.split(job.outer))
             results = [Results(unpruned=unpruned_digests(job.outer))]
-        if recipe.allocate:
-            job = _allocated(job, sparsities or _allocate(job, store, journal, rooms, progress, clock))
-        work = Prune(job.task, orderer, store, progress, clock, results, ranks)
+        work = Prune(task, orderer, store, progress, clock, results, ranks)
         held_out = job.write_blocks(store, rooms, progress, clock, work, finished)
     whole = Results.of(results)
     return job, whole, orderer.shared | whole.orders, held_out
@@ -140,67 +140,50 @@ def _run(
 def _survey(
     job: Job[Task], store: FolderStore, orderer: Orderer, rooms: Rooms, progress: Progress, clock: Clock
 ) -> dict[str, Tensor]:
-    """Find the model-wide orders."""
-    _walk_dense(job, store, rooms, progress, clock, Survey(orderer, progress, clock))
-    with clock("order"):
-        orderer.settle_shared()
-    return orderer.shared
-
-
-def _allocate(
-    job: Job[Task], store: FolderStore, journal: Journal, rooms: Rooms, progress: Progress, clock: Clock
-) -> str:
-    """Find a sparsity for each linear, as a recipe spells them: what the first rank finds counts for all."""
-    allocation = Allocation(job.skeleton, job.task, job.samples, rooms, progress, clock)
-    _walk_dense(job, store, rooms, progress, clock, allocation)
-    job.skeleton.tie_weights()  # blocks need no head
-    with clock("allocate"), full_precision():
-        sparsities = job.ranks.tell(spell(allocation.settle()), str)
-    if job.ranks.first:
-        journal.keep_allocation(sparsities)
-    return sparsities
-
-
-def _allocated(job: Job[Task], sparsities: str) -> Job[Task]:
-    """The same job, by the sparsities that were found."""
-    recipe = replace(job.task.recipe, allocate=False, sparsity=sparsities)
-    return replace(job, task=prepare(job.skeleton, recipe))
-
-
-def _walk_dense(
-    job: Job[Task], store: FolderStore, rooms: Rooms, progress: Progress, clock: Clock, work: Callable[[Visit], None]
-) -> None:
-    """Do ``work`` at every block of the dense model, on the samples that statistics may see."""
+    """Find the model-wide orders, by a walk over the dense model on the samples that statistics may see."""
     score = SCORES[job.task.recipe.score]
-    seen = job.samples.batches[: len(job.samples.batches) - job.samples.held_out]
+    seen = job.samples.batches[: len(job.samples.batches) - job.samples.held_out] if score.needs_inputs else ()
     calibration = Calibration(
         job.skeleton,
         job.task.blocks,
-        seen if score.needs_inputs or job.task.recipe.allocate else (),
+        seen,
         gram=score.needs_gram,
         one_shot=True,
         progress=progress,
         rooms=rooms,
         ranks=job.ranks,
     )
-    walk(job.task.blocks, store, calibration, clock, work)
+    walk(job.task.blocks, store, calibration, clock, Survey(orderer, progress, clock))
+    with clock("order"):
+        orderer.settle_shared()
+    return orderer.shared
 
 
-def _work(job: Job[Task], surveys: bool, finished: int, room: float) -> tuple[int, str]:
+def _allocate(job: Job[Task], journal: Journal, rooms: Rooms, progress: Progress) -> str:
+    """Find a sparsity for each linear, as a recipe spells them; the first rank does, and tells the others."""
+    if not job.ranks.first:
+        return job.ranks.tell(None, str)
+    found = find_allocation(job.source, job.skeleton, job.task, job.samples, rooms, progress)
+    journal.keep_allocation(spell(found))
+    return job.ranks.tell(spell(found), str)
+
+
+def _work(job: Job[Task], surveys: bool, allocates: bool, finished: int, room: float) -> tuple[int, str]:
     """How much there is to do, and in which unit: see :meth:`~secateur.pruning.job.Job.ahead`.
 
     Args:
-        surveys: whether there is a survey before, for orders or for an allocation.
+        surveys: whether there is a survey before.
+        allocates: whether sparsities of layers are found before.
         finished: so many blocks have been pruned by an earlier run.
         room: bytes of Gram matrices that are gathered at once.
     """
     task, blocks, score = job.task, len(job.task.blocks), SCORES[job.task.recipe.score]
     work, unit = job.ahead(finished, room)
-    allocates = task.recipe.allocate
-    if surveys and unit == "tokens" and (score.needs_inputs or allocates):
+    if allocates:
+        work += sum(probed(task, job.samples, index) for index in range(blocks))
+    if surveys and unit == "tokens" and score.needs_inputs:
         seen = job.samples.share(job.ranks).seen_tokens
         work += seen * sum(observations(task, index, True, score.needs_gram, room) for index in range(blocks))
-        work += sum(probed(task, job.samples, index) for index in range(blocks)) if allocates else 0
     elif surveys:
         work += blocks  # a survey without samples counts its blocks
     return work, unit

@@ -22,6 +22,7 @@ from secateur.devices import free_memory, resident_memory
 from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear, judged_together, reader_groups
+from secateur.pruning.allocation import PROBED
 from secateur.pruning.order import SURVEYED_ROWS
 from secateur.pruning.prepare import TOKENS_ON_CPU, Samples, Selection, Task
 from secateur.scores import SCORES
@@ -167,11 +168,13 @@ def _comparing(model: PreTrainedModel, samples: Samples) -> int:
 
 
 def _allocating(task: Task, block: Block, vocabulary: int) -> int:
-    """Copies of one linear, with the dense block beside them; logits, when all blocks have been looked at."""
+    """Copies of one linear, and activations of a batch that wait for their gradients; logits of some tokens before."""
     if not task.recipe.allocate:
         return 0
     largest = max(_size(block, [linear]) for linear in block.linears)
-    looking = FLOAT * (SCORING * largest + _size(block, block.linears)) + _factors(task, block)
+    channels = sum(sum(block.weight(linear).shape) for linear in block.linears if not linear.expert)
+    tokens = max(PROBED, task.recipe.length)
+    looking = FLOAT * (SCORING * largest + ACTIVATIONS * tokens * channels) + _factors(task, block)
     return max(looking, LOGITS * FLOAT * TOKENS * vocabulary)
 
 
