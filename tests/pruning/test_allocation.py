@@ -67,6 +67,11 @@ def test_what_cannot_be_allocated_is_refused(options):
         Recipe(allocate=True, **options)
 
 
+def test_a_module_is_given_an_allocation_and_finds_none():
+    with pytest.raises(InputError, match="give the sparsities"):
+        secateur.prune_module(pico.build("llama-mha"), [pico.tokens()], Recipe(allocate=True))
+
+
 @pytest.mark.parametrize(
     ("sparsity", "message"),
     [

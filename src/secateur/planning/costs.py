@@ -21,7 +21,7 @@ from secateur.models.spaces import Linear
 from secateur.patterns import NM
 from secateur.permute import lsa, shortlist
 from secateur.planning.job import Job
-from secateur.pruning.allocation import ROWS
+from secateur.pruning.allocation import ROWS, probe
 from secateur.pruning.order import SURVEYED_ROWS
 from secateur.pruning.prepare import Passes
 from secateur.reconstruct import admm, refine
@@ -186,14 +186,14 @@ def _allocate(job: Job, index: int) -> Iterator[Work]:
     """Some tokens forwards through a block, and back; each linear pruned to all levels, on some of them."""
     if not job.recipe.allocate:
         return
-    block, tokens = job.task.blocks[index], job.probed(index)
-    passes, rows = tokens + tokens // (3 if block.linears else 2) * (BACKWARD - 1), min(ROWS, tokens)
+    block, tokens = job.task.blocks[index], probe(job.samples).numel()
+    passes, rows = job.probed(index) + tokens * (BACKWARD - 1), min(ROWS, tokens)
     yield "allocation", "products", passes * job.block_flops(block)
     yield from _elementwise(job, block, "allocation", passes)
     for group, share in job.groups(block):
         weights = sum(math.prod(job.shape(block, linear)) for linear in group)
-        yield "allocation", "selected", len(LEVELS) * weights
-        yield "allocation", "products32", len(LEVELS) * 2 * share * rows * weights
+        yield "allocation", "selected", (2 + len(LEVELS)) * weights
+        yield "allocation", "products32", (1 + len(LEVELS)) * 2 * share * rows * weights
 
 
 # ---------------------------------------------------------------- order

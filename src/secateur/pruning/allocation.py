@@ -8,16 +8,21 @@ has the weights that go. To second order that moves the model's distributions of
 with g_t the gradient, at the linear's output, of the loss on next tokens that are drawn from those distributions: their
 Fisher information is the Hessian of the divergence (Martens, *New Insights and Perspectives on the Natural Gradient
 Method*, JMLR 2020). Terms between different tokens and different linears are left out. So a forward and a backward pass
-of the dense model over some tokens say of each linear what each share would cost, and the knapsack
-(:mod:`secateur.knapsack`) takes the weights that cost the least. Formats that store a mask take the same for each kept
-weight wherever it lies: any mix of shares is as small as an even one.
+of the dense model over some tokens say of each linear what each share would cost beside the others.
 
-A block is in memory at a time, twice: forwards, when what enters it is kept, and backwards, when it is run again, and
-its linears are scored by what the same tokens put into them. What mends the weights later is not asked.
+Half the weights of a block are no small change, and what becomes of its error behind it is no square. So the costs of a
+block are scaled to what is measured where it alone is pruned to the share that is asked for, all its linears together:
+the pruned block's states pass all later blocks beside the dense ones, L²/2 passes of a block for L blocks.
+
+Then the knapsack (:mod:`secateur.knapsack`) takes the weights that cost the least. Formats that store a mask take the
+same for each kept weight wherever it lies: any mix of shares is as small as an even one.
+
+A block is in memory at a time, twice: forwards, and backwards, when it is run again on what entered it. Its linears are
+scored by what the same tokens put into them. What mends the weights later is not asked.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +32,7 @@ from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from secateur.calibrate.divergence import TOKENS
+from secateur.calibrate.divergence import TOKENS, divergences
 from secateur.calibrate.stream import PRODUCTS, Rooms, Stream
 from secateur.checkpoint import Source, check_finite, resident
 from secateur.devices import full_precision
@@ -41,10 +46,11 @@ from secateur.progress import Progress
 from secateur.pruning.linear import score_of
 from secateur.pruning.prepare import Samples, Task
 from secateur.scores import SCORES
+from secateur.stats.inputs import InputStats
 
 # The passes are over at least so many tokens, if there are as many; of those that enter a linear about so many tell
 # what its shares cost.
-PROBED, ROWS = 2048, 512
+PROBED, ROWS = 1024, 512
 
 
 def probe(samples: Samples) -> Tensor:
@@ -54,8 +60,12 @@ def probe(samples: Samples) -> Tensor:
 
 
 def probed(task: Task, samples: Samples, index: int) -> int:
-    """Tokens that block ``index`` is run on: forwards, to see what enters its linears, and for gradients."""
-    return probe(samples).numel() * (3 if task.blocks[index].linears else 2)
+    """Tokens that block ``index`` is run on: dense, behind each block that was pruned, and for gradients.
+
+    Where it has linears, also pruned, and twice to see what enters them.
+    """
+    before = sum(bool(block.linears) for block in task.blocks[:index])
+    return probe(samples).numel() * (2 + before + (3 if task.blocks[index].linears else 0))
 
 
 @full_precision()
@@ -74,33 +84,64 @@ def find_allocation(
         rooms: where hidden states wait.
         progress: is told of the tokens that a block has processed.
     """
-    tokens, entered = probe(samples), Shelf(rooms.states)
+    tokens, gram = probe(samples), SCORES[task.recipe.score].needs_gram
+    entered, pruned = Shelf(rooms.states), Shelf(rooms.states)
     stream: Stream | None = None
     for index, block in enumerate(task.blocks):
+        progress.at(f"allocation · {block.prefix[:-1]}")
         with _resident(source, block, tokens.device):
             stream = stream or Stream(model, task.blocks, [tokens], progress, rooms=rooms)
             entered.append(stream.hidden[0])
-            stream.advance(index)
+            for number, states in enumerate(pruned):
+                pruned[number] = stream.run(index, 0, states)
+            dense = stream.run(index, 0)
+            if block.linears:
+                for linear, score in _scores(block, stream.observe(index, gram=gram), task):
+                    weight = block.weight(linear)  # which is read anew when it is needed again
+                    weight.mul_(select(score, task.patterns[block.full_name(linear)]))
+                pruned.append(stream.run(index, 0))
+            stream.hidden[0] = dense
     assert stream is not None
     model.tie_weights()  # blocks need no head
+    meant = [block.prefix for block in task.blocks if block.linears]
+    moved = {prefix: _divergence(stream, states) for prefix, states in zip(meant, pruned, strict=True)}
     returned = _gradient_of_drawn(stream)
     found: dict[str, _Unit] = {}
     for index, block in reversed([*enumerate(task.blocks)]):
-        progress.at(f"allocation · {block.prefix[:-1]}")
+        progress.at(f"allocation · back to {block.prefix[:-1]}")
         stream.hidden[0] = entered[index]
         with _resident(source, block, tokens.device):
-            stats = stream.observe(index, gram=SCORES[task.recipe.score].needs_gram) if block.linears else {}
+            stats = stream.observe(index, gram=gram) if block.linears else {}
             with _Watch(block) as watch:
                 leaf = stream.hidden[0].detach().requires_grad_()
                 (returned,) = torch.autograd.grad(stream.call(index, 0, leaf), leaf, returned)
-            for linear in block.linears:
-                name, weight = block.full_name(linear), block.weight(linear).float()
-                score = score_of(name, weight, stats[linear.name], task.recipe)
+            units: dict[str, _Unit] = {}
+            for linear, score in _scores(block, stats, task):
                 inputs, gradients = watch.seen(linear.name)
-                unit = found.setdefault(_glob(block, linear), _Unit())
-                unit.add(weight, score, inputs, gradients, task.patterns[name])
+                unit = units.setdefault(_glob(block, linear), _Unit())
+                unit.add(block.weight(linear).float(), score, inputs, gradients, task.patterns[block.full_name(linear)])
+        whole = sum(unit.cost for unit in units.values())
+        for unit in units.values():
+            unit.scale = moved[block.prefix] / whole if whole else 1.0
+        found |= units
     removed = cheapest({name: unit.curve for name, unit in found.items()}, sum(unit.asked for unit in found.values()))
     return {name: found[name].share(number) for name, number in reversed(removed.items())}
+
+
+def _scores(block: Block, stats: Mapping[str, InputStats], task: Task) -> Iterator[tuple[Linear, Tensor]]:
+    """The linears of a block, and what their weights score, ``(O, I)`` float32."""
+    for linear in block.linears:
+        name, weight = block.full_name(linear), block.weight(linear).float()
+        yield linear, score_of(name, weight, stats[linear.name], task.recipe)
+
+
+def _divergence(stream: Stream, states: Tensor) -> float:
+    """KL in nats, the mean over tokens, of ``states`` that left the last block from the dense ones."""
+    total = 0.0
+    with torch.no_grad():
+        for dense, pruned in stream.pieces(0, [stream.hidden[0], states], TOKENS):
+            total += sum(kl.sum().item() for kl, _ in divergences(dense, pruned))
+    return max(0.0, total) / states[..., 0].numel()
 
 
 class _Unit:
@@ -108,11 +149,13 @@ class _Unit:
 
     Attributes:
         asked: how many of them the task would remove.
+        cost: of that.
+        scale: what all costs are multiplied by.
     """
 
     def __init__(self) -> None:
-        self.asked = self._size = 0
-        self._numbers, self._costs = [0] * len(LEVELS), [0.0] * len(LEVELS)
+        self.asked, self.cost, self.scale = 0, 0.0, 1.0
+        self._size, self._numbers, self._costs = 0, [0] * len(LEVELS), [0.0] * len(LEVELS)
 
     def add(self, weight: Tensor, score: Tensor, inputs: Tensor, gradients: Tensor, asked: Pattern) -> None:
         """Count a linear in.
@@ -125,19 +168,25 @@ class _Unit:
             asked: what the task would have of it.
         """
         assert isinstance(asked, Unstructured)
-        rows, columns = weight.shape
-        self._size += weight.numel()
-        self.asked += weight.numel() - count_kept(rows, columns, asked)
-        for place, level in enumerate(LEVELS):
-            pattern = Unstructured(level, asked.scope)
+
+        def removing(pattern: Pattern) -> Point:
             change = inputs @ (weight * ~select(score, pattern)).T
-            self._numbers[place] += weight.numel() - count_kept(rows, columns, pattern)
-            self._costs[place] += (gradients * change).sum(1).square().sum().item()
+            rows, columns = weight.shape
+            number = rows * columns - count_kept(rows, columns, pattern)
+            return number, (gradients * change).sum(1).square().sum().item()
+
+        number, cost = removing(asked)
+        self._size, self.asked, self.cost = self._size + weight.numel(), self.asked + number, self.cost + cost
+        for place, level in enumerate(LEVELS):
+            number, cost = removing(Unstructured(level, asked.scope))
+            self._numbers[place] += number
+            self._costs[place] += cost
 
     @property
     def curve(self) -> list[Point]:
         """How many weights may go, and what that costs."""
-        return sorted(({0: 0.0} | dict(zip(self._numbers, self._costs, strict=True))).items())
+        points = {0: 0.0} | dict(zip(self._numbers, self._costs, strict=True))
+        return [(number, self.scale * cost) for number, cost in sorted(points.items())]
 
     def share(self, number: int) -> float:
         """So many of its weights, as a share of all: one of the levels, if it comes to as many."""
