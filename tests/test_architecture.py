@@ -17,7 +17,8 @@ PACKAGE = Path(secateur.__file__).parent
 LAYERS = [
     ["citations", "errors", "patterns", "sizes"],  # words that need no torch
     ["progress", "devices", "digests", "files", "memory", "ranks"],
-    ["masks", "stats", "permute", "scores", "importance", "reconstruct", "quantization"],  # pure functions over tensors
+    # pure functions, over tensors most of them
+    ["knapsack", "masks", "stats", "permute", "scores", "importance", "reconstruct", "quantization"],
     ["options", "recipe", "shrinkage"],  # which of them to use
     ["models", "data"],  # what they work on
     ["checkpoint", "calibrate"],  # where weights and statistics come from
@@ -35,6 +36,7 @@ LAYERS = [
         "evaluation",
         "benchmark",
         "planning",
+        "budget",
         "sweeps",
     ],  # what a model is worth, or one to come would take
     ["", "transformers", "demo", "console", "cli", "__main__"],  # how people reach all of it

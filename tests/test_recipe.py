@@ -1,3 +1,5 @@
+from typing import Any
+
 import msgspec
 import pytest
 import torch
@@ -18,7 +20,7 @@ def test_yaml_round_trip(tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_recipe_by_name(name):
-    assert Recipe.load(name).target == NM(2, 4)
+    assert Recipe.load(name).targets == (("*", NM(2, 4)),)
     assert Recipe.load(name).fold == "exact"
 
 
@@ -40,17 +42,46 @@ def test_a_bare_pattern_in_yaml_is_understood(tmp_path, pattern):
 
 
 def test_the_published_scope_is_the_default():
-    assert Recipe(score="wanda").target == Unstructured(0.5, "row")
-    assert Recipe(score="ria").target == Unstructured(0.5, "matrix")
-    assert Recipe(score="ria", scope="row", sparsity=0.7).target == Unstructured(0.7, "row")
-    assert Recipe(pattern="2:4").target == NM(2, 4)
+    assert Recipe(score="wanda").targets == (("*", Unstructured(0.5, "row")),)
+    assert Recipe(score="ria").targets == (("*", Unstructured(0.5, "matrix")),)
+    assert Recipe(score="ria", scope="row", sparsity=0.7).targets == (("*", Unstructured(0.7, "row")),)
+    assert Recipe(pattern="2:4").targets == (("*", NM(2, 4)),)
+
+
+BY_LAYER: dict[str, Any] = {"sparsity": {"*.down_proj": 0.4, "*": 0.6}, "pattern": {"*.q_proj": "2:4"}}
+
+
+def test_what_is_said_by_layer_is_a_mapping_a_text_and_data_alike(tmp_path):
+    (tmp_path / "r.yaml").write_text("sparsity: {'*.down_proj': 0.4, '*': 0.6}\npattern: {'*.q_proj': 2:4}")
+    recipes = [
+        Recipe(**BY_LAYER),
+        Recipe(sparsity="*.down_proj=0.4 *=0.6", pattern="*.q_proj=2:4"),
+        Recipe.load(tmp_path / "r.yaml"),
+    ]
+    assert len({*recipes}) == 1
+    assert BY_LAYER.items() <= recipes[0].to_dict().items()
+    assert Recipe.from_dict(recipes[0].to_dict()) == recipes[0]
+    wanted = (("*.q_proj", NM(2, 4)), ("*.down_proj", Unstructured(0.4)), ("*", Unstructured(0.6)))
+    assert recipes[0].targets == wanted
+
+
+def test_the_order_of_a_mapping_tells_recipes_apart():
+    values = {"*.down_proj": 0.4, "*": 0.6}
+    assert Recipe(sparsity=values) != Recipe(sparsity=dict(reversed(values.items())))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("scor: ria", "unknown option 'scor'; did you mean 'score'"),
-        ("sparsity: high", "Expected `float \\| null`, got `str`.*sparsity"),
+        ("sparsity: high", "'high' is no number"),
+        ("sparsity: {'*': high}", "Expected `float`, got `str`"),
+        ("sparsity: {}", "is empty"),
+        ("sparsity: {'* x': 0.5}", "'\\* x' is no glob"),
+        ("sparsity: '*=0.5 0.4'", "'0.4' is not of the form GLOB=VALUE"),
+        ("sparsity: '*=0.5 *=0.4'", "two values: 0.5 and 0.4"),
+        ("sparsity: {'*': 1.5}", "1.5 is not in"),
+        ("sparsity: 0.5\npattern: {'*': '4:4'}", "4:4 keeps all"),
         ("score: best", "Invalid enum value 'best'"),
         ("- a", "not a mapping"),
         ("a: [", "not YAML"),
@@ -61,7 +92,7 @@ def test_the_published_scope_is_the_default():
         ("sparsity: 0.5\npattern: 2:4", "not both"),
         ("alpha: -1", "negative"),
         ("samples: 0", "too few"),
-        ("pattern: 4", "Expected `str"),
+        ("pattern: 4", "Expected `str \\| object \\| null`, got `int`"),
         ("pattern: 2:4\nscope: row", "no meaning"),
         ("fold: gather", "this recipe has none"),
         ("compare_folds: true", "--compare-folds needs"),

@@ -10,6 +10,7 @@ from secateur.errors import InputError
 
 if TYPE_CHECKING:
     from secateur.benchmark.measuring import bench
+    from secateur.budget import compress
     from secateur.evaluation.evaluate import evaluate
     from secateur.inspection import inspect
     from secateur.masking import apply, mask
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "apply",
     "bench",
+    "compress",
     "evaluate",
     "generate",
     "inspect",
@@ -58,6 +60,7 @@ _HOMES = {
     "Shrinkage": "secateur.shrinkage",
     "apply": "secateur.masking",
     "bench": "secateur.benchmark.measuring",
+    "compress": "secateur.budget",
     "evaluate": "secateur.evaluation.evaluate",
     "generate": "secateur.runtime.generation",
     "inspect": "secateur.inspection",

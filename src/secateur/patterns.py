@@ -1,9 +1,10 @@
-"""What a mask must obey: a pattern of N:M, or a share of weights anywhere.
+"""What a mask must obey: a pattern of N:M, or a share of weights anywhere; one for all layers, or by their names.
 
 Nothing here computes: names, numbers and checks, which the recipe and the command line need before torch is loaded.
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +63,43 @@ def parse_nm(text: str) -> NM:
     if match is None:
         raise InputError(f"pattern {text!r} is not of the form N:M, such as 2:4 (N weights kept of every M)")
     return NM(int(match[1]), int(match[2]))
+
+
+def show_patterns(patterns: Iterable[Pattern]) -> str:
+    """Some patterns for people: each kind once, the least sparse first; of more than three the first and the last."""
+    kinds = list(dict.fromkeys(map(str, sorted(patterns, key=lambda pattern: pattern.sparsity))))
+    return " and ".join(kinds) if len(kinds) <= 3 else f"{kinds[0]} to {kinds[-1]}"
+
+
+def spell(values: Mapping[str, object]) -> str:
+    """Values by globs of layer names as one text, ``GLOB=VALUE`` with spaces between.
+
+    Raises:
+        InputError: when a glob is empty or has a space in it, as no layer's name has, or there is none.
+    """
+    for glob in values:
+        if not glob or len(glob.split()) != 1:
+            raise InputError(f"{glob!r} is no glob of layer names, such as '*.down_proj'")
+    if not values:
+        raise InputError("a mapping of layers to values is empty: add '*' with the value of all others")
+    return " ".join(f"{glob}={value}" for glob, value in values.items())
+
+
+def read_spelled(text: str) -> dict[str, str]:
+    """What :func:`spell` has spelled: values by globs, in their order.
+
+    Raises:
+        InputError: when it is not of that form, or has a glob twice.
+    """
+    values: dict[str, str] = {}
+    for word in text.split():
+        glob, _, value = word.rpartition("=")
+        if not glob:
+            raise InputError(f"{word!r} is not of the form GLOB=VALUE, such as '*.down_proj=0.4 *=0.6'")
+        if glob in values:
+            raise InputError(f"{glob} is given two values: {values[glob]} and {value}")
+        values[glob] = value
+    return values
 
 
 def check_fits(pattern: Pattern, in_features: int) -> None:

@@ -3,7 +3,7 @@
 Options come in groups, which ``--help`` shows as well:
 
 - Score: ``score``, ``alpha``, ``scope``
-- Sparsity: ``sparsity``, ``pattern``, ``skip``
+- Sparsity: ``sparsity``, ``pattern``, ``allocate``, ``skip``
 - Permutation: ``permute``, ``fold``, ``communities``, ``compare_folds``
 - Reconstruction: ``reconstruct``, ``refine``, ``guard``
 - Tuning: ``tune``, ``correct``, ``epochs``, ``learning_rate``
@@ -30,6 +30,7 @@ from cyclopts import Parameter
 
 from secateur.errors import InputError
 from secateur.files import read_text
+from secateur.knapsack import LEVELS
 from secateur.options import (
     PERMUTATION,
     QUANTIZATION,
@@ -40,7 +41,16 @@ from secateur.options import (
     Step,
     WalkOptions,
 )
-from secateur.patterns import NM, Pattern, Scope, Unstructured, parse_nm
+from secateur.patterns import (
+    NM,
+    Pattern,
+    Scope,
+    Unstructured,
+    parse_nm,
+    read_spelled,
+    show_patterns,
+    spell,
+)
 from secateur.permute.searches import SEARCHES
 from secateur.quantization.methods import QUANTIZATIONS
 from secateur.reconstruct.methods import RECONSTRUCTIONS
@@ -86,6 +96,7 @@ _RECONSTRUCTIONS = Parameter(
         {"none": "they stay"} | _first_sentences(RECONSTRUCTIONS),
     )
 )
+_BY_LAYER = Parameter(accepts_keys=False)  # a mapping is one text on the command line
 _METHODS = Parameter(
     help=_listed("How weights come onto their levels", {name: one.about for name, one in QUANTIZATIONS.items()})
 )
@@ -112,11 +123,16 @@ class Recipe(WalkOptions):
 
     # ---------------------------------------------------------------- Sparsity
 
-    sparsity: Annotated[float | None, SPARSITY] = None
-    """Share of weights to remove, in [0, 1), anywhere; 0.5 if no pattern is given either."""
+    sparsity: Annotated[float | str | dict[str, float] | None, SPARSITY, _BY_LAYER] = None
+    """Share of weights to remove, in [0, 1), anywhere; 0.5 if no pattern is given either. By layer, '*.down_proj=0.4
+    *=0.6': the first that matches a full name counts. A mapping in YAML and Python."""
 
-    pattern: Annotated[str | None, SPARSITY] = None
-    """N:M, such as 2:4: N weights are kept of every M consecutive input channels."""
+    pattern: Annotated[str | dict[str, str] | None, SPARSITY, _BY_LAYER] = None
+    """N:M, such as 2:4: N weights are kept of every M consecutive input channels. Or by layer, as a sparsity; what is
+    not matched has the sparsity then."""
+
+    allocate: Annotated[bool, SPARSITY] = False
+    """Find a sparsity for each layer, so that as many weights go in all and the model's predictions change least."""
 
     skip: Annotated[tuple[str, ...], SPARSITY] = ()
     """Layers to leave dense, by full name; * stands for anything. May be repeated."""
@@ -168,15 +184,19 @@ class Recipe(WalkOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("sparsity", "pattern"):
+            if isinstance(value := getattr(self, name), dict):  # as text recipes can be compared, order included
+                object.__setattr__(self, name, spell(value))
         if self.score not in SCORES:
             raise InputError(f"score {self.score!r} is none of {', '.join(SCORES)}")
         if self.alpha < 0:
             raise InputError(f"alpha {self.alpha} is negative: it would favour channels with small inputs")
         if not math.isfinite(self.alpha):
             raise InputError(f"alpha {self.alpha} is not a number that a score can be raised to")
-        if self.sparsity is not None and self.pattern is not None:
+        if self.sparsity is not None and self.pattern is not None and "=" not in self.pattern:
             raise InputError(f"give a sparsity ({self.sparsity}) or a pattern ({self.pattern}), not both")
-        if self.scope is not None and self.pattern is not None:
+        patterns = [pattern for _, pattern in self.targets]  # which refuse what makes no sense
+        if self.scope is not None and not any(isinstance(pattern, Unstructured) for pattern in patterns):
             raise InputError(f"--scope {self.scope} has no meaning for a pattern: weights of a group compete")
         if self.fold == "gather" and not self.orders_channels:
             raise InputError(
@@ -196,21 +216,30 @@ class Recipe(WalkOptions):
             raise InputError(f"a learning rate of {self.learning_rate} makes no sense (--learning-rate)")
         if self.communities < 1:
             raise InputError(f"{self.communities} communities are too few")
-        if isinstance(target := self.target, NM) and target.kept == target.group:  # target refuses what makes no sense
-            raise InputError(f"pattern {target.kept}:{target.group} keeps all weights: give one that removes some")
+        if self.allocate and (self.pattern is not None or isinstance(self.sparsity, str)):
+            raise InputError("--allocate finds a sparsity for each layer: give it one for all, and no --pattern")
+        if self.allocate and patterns[0].sparsity > LEVELS[-1]:
+            raise InputError(f"--allocate removes at most {LEVELS[-1]:g} of a layer: sparsity {self.sparsity} is more")
+        for pattern in patterns:
+            if isinstance(pattern, NM) and pattern.kept == pattern.group:
+                raise InputError(
+                    f"pattern {pattern.kept}:{pattern.group} keeps all weights: give one that removes some"
+                )
 
     @property
-    def target(self) -> Pattern:
-        """The pattern that every pruned linear will obey."""
-        if self.pattern is not None:
-            return parse_nm(self.pattern)
-        sparsity = 0.5 if self.sparsity is None else self.sparsity
-        return Unstructured(sparsity, self.scope or SCORES[self.score].scope)
+    def targets(self) -> tuple[tuple[str, Pattern], ...]:
+        """What pruned linears will obey, by globs of their full names, of which the first that matches counts."""
+        sparsity = 0.5 if self.sparsity is None and self.pattern is None else self.sparsity
+        scope = self.scope or SCORES[self.score].scope
+        return (
+            *((glob, parse_nm(text)) for glob, text in _by_layer(self.pattern).items()),
+            *((glob, Unstructured(_share(value), scope)) for glob, value in _by_layer(sparsity).items()),
+        )
 
     @property
     def orders_channels(self) -> bool:
         """Whether channels are put in another order at all: unstructured sparsity has no use for it."""
-        return isinstance(self.target, NM) and self.permute != "none"
+        return self.permute != "none" and any(isinstance(pattern, NM) for _, pattern in self.targets)
 
     @property
     def needs_gram(self) -> bool:
@@ -220,7 +249,7 @@ class Recipe(WalkOptions):
     @property
     def needs_inputs(self) -> bool:
         """Whether there is anything to calibrate for."""
-        return self.needs_gram or SCORES[self.score].needs_inputs or self.tune
+        return self.needs_gram or SCORES[self.score].needs_inputs or self.tune or self.allocate
 
     @property
     def tuning_epochs(self) -> int:
@@ -262,8 +291,11 @@ class Recipe(WalkOptions):
     def idle(self) -> dict[str, Any]:
         """See :class:`~secateur.options.Options`."""
         idle = super().idle
-        if isinstance(target := self.target, Unstructured):
-            idle |= {"sparsity": target.sparsity, "scope": target.scope}
+        for _, pattern in self.targets:
+            if isinstance(pattern, Unstructured):
+                idle |= {"scope": pattern.scope}
+        if self.sparsity is None and self.pattern is None:
+            idle |= {"sparsity": 0.5}
         if not self.orders_channels:
             idle |= {"permute": "none", "fold": "exact", "communities": 1}
         if self.tune:
@@ -272,8 +304,8 @@ class Recipe(WalkOptions):
 
     def summary(self) -> str:
         """The method in a few words, for tables and progress bars."""
-        target = self.target
-        scoped = isinstance(target, Unstructured) and target.scope != SCORES[self.score].scope
+        target = show_patterns(pattern for _, pattern in self.targets) + " allocated" * self.allocate
+        scoped = self.scope not in (None, SCORES[self.score].scope)
         ordered = f" {self.permute} {self.fold}" if self.orders_channels else ""
         repaired = f" +{self.reconstruct}" if self.reconstruct != "none" else ""
         refined = " +refine" if self.refine else ""
@@ -309,9 +341,39 @@ class Recipe(WalkOptions):
     @classmethod
     def from_dict(cls, data: Any, where: str = "recipe") -> Self:
         """Check plain data and build the recipe; ``where`` names its source in errors."""
-        if isinstance(data, dict) and isinstance(pattern := data.get("pattern"), int) and pattern >= 60:
-            data = data | {"pattern": "{}:{}".format(*divmod(pattern, 60))}  # YAML 1.1 has numbers in base 60
+        if isinstance(data, dict) and isinstance(pattern := data.get("pattern"), dict):
+            data = data | {"pattern": {layer: _from_base_60(value) for layer, value in pattern.items()}}
+        elif isinstance(data, dict) and "pattern" in data:
+            data = data | {"pattern": _from_base_60(pattern)}
         return super().from_dict(data, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in a YAML file: what is said by layer is a mapping."""
+        data = super().to_dict()
+        if isinstance(self.sparsity, str):
+            data["sparsity"] = {glob: _share(value) for glob, value in _by_layer(self.sparsity).items()}
+        if isinstance(self.pattern, str) and "=" in self.pattern:
+            data["pattern"] = _by_layer(self.pattern)
+        return data
+
+
+def _by_layer(value: float | str | dict[str, Any] | None) -> dict[str, Any]:
+    """A sparsity or a pattern by globs of layer names; what is said of all layers stands under ``*``."""
+    if isinstance(value, str) and "=" in value:
+        return read_spelled(value)
+    return {} if value is None else {"*": value}
+
+
+def _share(value: float | str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(f"sparsity {value!r} is no number") from None
+
+
+def _from_base_60(value: Any) -> Any:
+    """A pattern as it was written: YAML 1.1 reads 2:4 as a number in base 60."""
+    return "{}:{}".format(*divmod(value, 60)) if isinstance(value, int) and value >= 60 else value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,19 @@ def test_options_win_over_the_recipe_file(tmp_path, dense, capsys):
     assert run(*line, "--force", "--sparsity=0.25", "--calibration", tmp_path / "text.txt") == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
     assert (recipe["score"], recipe["pattern"], recipe["sparsity"]) == ("wanda", None, 0.25)
+    (tmp_path / "r.yaml").write_text("score: magnitude\nsparsity: {'*.down_proj': 0.25, '*': 0.5}\n")
+    assert run(*line, "--force", "--pattern", "*.0.*=2:4") == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert recipe["pattern"] == {"*.0.*": "2:4"}
+    assert recipe["sparsity"] == {"*.down_proj": 0.25, "*": 0.5}, "of what the pattern does not name"
+
+
+def test_a_budget_reads_a_recipe_but_for_its_pattern(tmp_path, dense, capsys):
+    (tmp_path / "r.yaml").write_text("pattern: 4:8\n")
+    line = ["compress", dense, "--out", tmp_path / "out", "--recipe", tmp_path / "r.yaml", "--target-size", "51KB"]
+    assert run(*line, "--quiet", *calibration(tmp_path)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "dense, 4 bits" in shown and "4 bits for all weights are enough" in shown
 
 
 def test_a_preset_can_be_changed_and_its_steps_are_reported(tmp_path, dense, capsys):
@@ -135,6 +148,7 @@ def test_too_few_tokens_and_dead_channels_are_reported(tmp_path, dense, capsys):
         (["prune", "DENSE", "--out", "OUT", "--scor", "ria"], "--score"),
         (["prune", "DENSE", "--out", "DENSE"], "holds the model itself"),
         (["prune", "DENSE"], "--out"),
+        (["compress", "DENSE", "--out", "OUT"], "give one budget"),
         (["prune", "DENSE", "--out", "OUT", "--recipe", "none.yaml"], "none.yaml"),
         (["eval", "DENSE", "--data", "missing.txt"], "no file missing.txt"),
         (["eval", "DENSE", "--task-files", "missing"], "--task-files" if LM_EVAL else "pip install"),

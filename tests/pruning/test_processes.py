@@ -34,6 +34,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tuned": ("llama-gqa-tied", {"pattern": "2:4", "tune": True, "epochs": 2}),
     "experts": ("mixtral", {"score": "wanda", "reconstruct": "cg", "one_shot": True}),
     "weights alone": ("llama-gqa-tied", {"score": "magnitude"}),
+    "allocated": ("llama-gqa-tied", {"allocate": True}),
     "few samples": ("llama-gqa-tied", {"samples": 2, "reconstruct": "cg"}),  # a rank has none to be judged by
 }
 

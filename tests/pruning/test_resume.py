@@ -67,6 +67,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "reconstructed": {"score": "sparsegpt", "pattern": "2:4", "reconstruct": "cg", "refine": True},
     "tuned": {"pattern": "2:4", "reconstruct": "cg", "tune": True, "epochs": 2},
     "weights alone": {"score": "magnitude"},
+    "allocated": {"allocate": True},
 }
 
 

@@ -15,7 +15,8 @@ from secateur.errors import InputError
 from secateur.recipe import QuantizationRecipe, Recipe
 from secateur.shrinkage import Shrinkage
 from secateur.sweeps import work
-from secateur.sweeps.chains import chain_of, named
+from secateur.sweeps.chains import as_data, chain_of, named
+from secateur.sweeps.folder import identifier
 from secateur.sweeps.grid import Grid
 from secateur.sweeps.tables import markdown, table
 from secateur.sweeps.work import Outcome, decode_outcome, encode
@@ -46,6 +47,14 @@ def test_a_step_is_done_where_it_is_named_and_in_the_order_that_makes_sense():
     assert kinds(chain_of(everything | {"score": "none"})) == ["shrink", "quantize"]
     for none in (None, "none"):
         assert chain_of({"score": none, "quantize.method": none, "quantize.bits": 8, "shrink.method": none}) == ()
+
+
+def test_the_order_of_what_is_said_by_layer_tells_rows_apart():
+    values = {"*.down_proj": 0.4, "*": 0.6}
+    steps = [as_data(chain_of({"sparsity": dict(some)})) for some in (values.items(), reversed(values.items()))]
+    assert len({identifier({"steps": some}) for some in steps}) == 2
+    both = Grid.from_dict({"models": ["m"], "base": {"sparsity": 0.5, "pattern": {"*.q_proj": "2:4"}}})
+    assert both.variants[0].chains[0][0].to_dict()["sparsity"] == 0.5, "a pattern by layer stands beside it"
 
 
 def test_steps_calibrate_and_compute_as_the_row_does_unless_they_say_otherwise():

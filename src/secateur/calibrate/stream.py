@@ -234,7 +234,7 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        place = _PRODUCTS.get(func)
+        place = PRODUCTS.get(func)
         if place is not None and len(args) > max(place) and (name := self._linears.get(args[place[1]].data_ptr())):
             self._saw(name, args[place[0]])
         return func(*args, **kwargs or {})
@@ -261,7 +261,7 @@ class _Watch(TorchFunctionMode):
 
 
 # Where the functions that modules multiply with take their inputs and their weight.
-_PRODUCTS: dict[Any, tuple[int, int]] = {
+PRODUCTS: dict[Any, tuple[int, int]] = {
     nn.functional.linear: (0, 1),
     torch.addmm: (1, 2),
     torch.matmul: (0, 1),

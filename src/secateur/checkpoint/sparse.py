@@ -277,7 +277,7 @@ def stack_rows(weights: Sequence[SparseWeight], name: str) -> SparseWeight:
     return replace(weights[0], shape=(sum(weight.shape[0] for weight in weights), weights[0].shape[1]), **parts)
 
 
-def packed_bytes(rows: int, columns: int, kept: int, bits: int) -> int:
+def packed_bytes(rows: int, columns: int, kept: int, bits: int, group: int = GROUP) -> int:
     """What packing makes of ``kept`` weights of a matrix, in bytes.
 
     Args:
@@ -285,13 +285,14 @@ def packed_bytes(rows: int, columns: int, kept: int, bits: int) -> int:
         columns: I.
         kept: how many weights are kept, wherever they lie: the mask takes one bit per weight in any pattern.
         bits: of a value: those of a float, or 8 or 4 for what :func:`pack_int8` and :func:`pack_int4` make.
+        group: columns that share a scale, of 8 or 4 bits.
     """
     masked = rows * WORD // 8 * -(-columns // WORD) + -(-kept * bits // 8)
     if bits > 8:
         return masked
     whole = rows * columns * bits // 8 if bits == 8 or columns % 2 == 0 else masked
     each = torch.bfloat16.itemsize + (torch.uint8.itemsize if bits == 4 else 0)
-    return min(masked, whole) + rows * -(-columns // GROUP) * each
+    return min(masked, whole) + rows * -(-columns // group) * each
 
 
 def _per_column(numbers: Tensor, group: int, columns: int) -> Tensor:

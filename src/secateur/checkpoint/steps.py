@@ -13,7 +13,7 @@ import msgspec
 from secateur.data import SELF, hub_dataset, parts_of, public_name
 from secateur.errors import InputError
 from secateur.importance import METHODS
-from secateur.patterns import NM
+from secateur.patterns import NM, Unstructured, show_patterns
 from secateur.quantization.methods import QUANTIZATIONS
 from secateur.recipe import QuantizationRecipe, Recipe
 from secateur.scores import SCORES
@@ -95,6 +95,7 @@ class _Pruned(Step, frozen=True, kw_only=True):
     recipe: Recipe
     sparsity: float
     layers: list[Any]
+    allocated: bool = False
     held_out: _HeldOut | None = None
     mask: _Mask | None = None
 
@@ -104,9 +105,9 @@ class _Pruned(Step, frozen=True, kw_only=True):
 
     @property
     def tags(self) -> list[str]:
-        target = self.recipe.target
-        pattern = f"{target.kept}:{target.group}" if isinstance(target, NM) else "unstructured-sparsity"
-        return ["sparsity", pattern, self.recipe.score]
+        patterns = [pattern for _, pattern in self.recipe.targets]
+        kinds = [f"{x.kept}:{x.group}" if isinstance(x, NM) else "unstructured-sparsity" for x in patterns]
+        return ["sparsity", *dict.fromkeys(kinds), self.recipe.score]
 
     @property
     def methods(self) -> list[str]:
@@ -115,12 +116,18 @@ class _Pruned(Step, frozen=True, kw_only=True):
 
     @property
     def lines(self) -> list[str]:
-        recipe, target = self.recipe, self.recipe.target
+        recipe = self.recipe
         lines = [f"Removed: {self.sparsity:.2%} of the weights of {len(self.layers)} linears"]
-        if isinstance(target, NM):
-            lines.append(f"Pattern: {target}, of {target.group} consecutive input channels {target.kept} weights stay")
-        else:
-            lines.append(f"Pattern: unstructured; weights compete within the {target.scope}")
+        patterns = list(dict.fromkeys(pattern for _, pattern in recipe.targets))
+        for target in patterns:
+            if isinstance(target, NM):
+                told = f"of {target.group} consecutive input channels {target.kept} weights stay"
+                lines.append(f"Pattern: {target}, {told}")
+        if free := [pattern for pattern in patterns if isinstance(pattern, Unstructured)]:
+            shares = f" by layer, {show_patterns(free)}" if len(patterns) > 1 else ""
+            lines.append(f"Pattern: unstructured{shares}; weights compete within the {free[0].scope}")
+        if self.allocated:
+            lines.append("Allocation: more is removed where that changes the model's predictions less")
         alpha = f", alpha {recipe.alpha:g}" * (recipe.score == "ria")
         lines.append(f"Score: {recipe.score}, which is {SCORES[recipe.score].about}{alpha}")
         if recipe.orders_channels:

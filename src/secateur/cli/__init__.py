@@ -5,6 +5,7 @@ to standard output, progress and errors to standard error. Modules here import t
 only inside of commands: help, completion and the answer to a typo take a fraction of a second.
 """
 
+import dataclasses
 import io
 import itertools
 import logging
@@ -45,11 +46,14 @@ def _defaults(tokens: Sequence[str]) -> list[cyclopts.config.Dict]:
     file = _value_of("--recipe", tokens)
     if not file:
         return []
-    given = {key: value for key, value in Recipe.load(file).to_dict().items() if value is not None}
-    for option, other in (("--sparsity", "pattern"), ("--pattern", "sparsity")):
-        if _value_of(option, tokens) is not None:
-            given.pop(other, None)  # they are two ways to say one thing
-    return [cyclopts.config.Dict({"prune": given, "plan": given}, source=file)]
+    given = {key: value for key, value in dataclasses.asdict(Recipe.load(file)).items() if value is not None}
+    pattern = _value_of("--pattern", tokens)
+    if pattern is not None and "=" not in pattern:  # of all layers they are two ways to say one thing
+        given.pop("sparsity", None)
+    if _value_of("--sparsity", tokens) is not None and "=" not in given.get("pattern", ""):
+        given.pop("pattern", None)
+    asked = {key: value for key, value in given.items() if key not in ("sparsity", "pattern")}  # a budget finds them
+    return [cyclopts.config.Dict({"prune": given, "plan": given, "compress": asked}, source=file)]
 
 
 class _Stopped(KeyboardInterrupt):

@@ -61,6 +61,67 @@ def prune(
 
 
 @app.command
+def compress(
+    model: str,
+    /,
+    *,
+    out: Path,
+    target_size: str | None = None,
+    max_loss: str | None = None,
+    options: Annotated[Recipe, Parameter(name="*")] = Recipe(),  # noqa: B008 (frozen)
+    recipe: str | None = None,
+    data: str = "wikitext2",
+    window: int | None = None,
+    limit: int | None = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write MODEL packed within a budget: so many bytes, or as small as a loss allows. Finds bits and sparsity.
+
+    Parameters
+    ----------
+    model
+        A hub name, a folder, or a .gguf file.
+    out
+        The folder to write. Only Secateur loads it; unpack makes a plain one of it.
+    target_size
+        Bytes that all tensors may take, such as 4GB.
+    max_loss
+        How much the perplexity may rise, such as 5%. Every try is a run.
+    recipe
+        paper, best, fast, or a YAML file with any of the options below, of which sparsity and pattern are not read.
+    data
+        The text that a loss is measured on, as eval reads it.
+    window
+        Tokens per window of it; by default the model's context, at most 2048.
+    limit
+        Use only so many windows of it.
+    """
+    from secateur.console.models import compression_table, folder_notes
+    from secateur.console.terminal import show
+
+    began = time.perf_counter()
+    result = secateur.compress(
+        model,
+        out,
+        target_size=target_size,
+        max_loss=max_loss,
+        recipe=options,
+        data=data,
+        window=window,
+        limit=limit,
+        force=force,
+        progress=progress_for(quiet),
+    )
+    costs = _costs(out, began)
+    if json:
+        print_json(dataclasses.asdict(result) | costs)
+    else:
+        show(compression_table(result), result.reason, *folder_notes(out, costs, [["eval", model, out]]))
+
+
+@app.command
 def shrink(
     model: str,
     /,

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
+from secateur.budget import Compression
 from secateur.checkpoint.maskfile import MaskHeader
 from secateur.console.tables import Grid
 from secateur.console.terminal import show_time
@@ -236,6 +237,16 @@ def folder_notes(folder: Path, costs: Mapping[str, float], following: Sequence[S
         *(f"next: secateur {shlex.join(map(str, words))}" for words in following),
     ]
     return [Text(line, no_wrap=True) for line in lines]  # to be copied whole
+
+
+def compression_table(result: Compression) -> Grid:
+    """The ways to keep a budget, of which the first was taken."""
+    taken, *others = result.ways
+    table = Grid(f"{result.model}: {taken}, {_change(result.dense, result.size)}", ["way", "at most", "loss"])
+    for way in (taken, *others):
+        loss = "" if way.loss is None else f"{way.loss:.1%}"
+        table.add(str(way), show_size(way.size), loss, ends=way is taken)
+    return table
 
 
 def packing_text(packing: Packing) -> Text:

@@ -11,14 +11,17 @@ read, and one writes.
 Notation: O and I are rows and columns of a weight, T tokens, R rows of a score, M channels of a group, K = I/M groups.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from secateur.knapsack import LEVELS
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear
 from secateur.patterns import NM
 from secateur.permute import lsa, shortlist
 from secateur.planning.job import Job
+from secateur.pruning.allocation import ROWS, probe
 from secateur.pruning.order import SURVEYED_ROWS
 from secateur.pruning.prepare import Passes
 from secateur.reconstruct import admm, refine
@@ -55,7 +58,7 @@ class Cost:
     """An amount of work of one kind.
 
     Attributes:
-        stage: of a run: load, read, calibrate, order, prune, tune or write.
+        stage: of a run: load, read, calibrate, allocate, order, prune, tune or write.
         what: it is for, in words.
         kind: the name of the rate, in :class:`~secateur.planning.rates.Rates`, at which it is done.
         amount: in the unit of that rate, of all processes together.
@@ -88,6 +91,7 @@ def costs_of(job: Job) -> list[Cost]:
     add("order", _shared_order(job), 1)
     for index, block in enumerate(job.task.blocks):
         add("calibrate", _calibrate(job, index), 1 / job.ranks)
+        add("allocate", _allocate(job, index), 1)
         add("order", _fold(job, block), 1)
         spaces = [list(works) for works in _order(job, block)]
         for works in spaces:
@@ -124,8 +128,8 @@ def _load(job: Job) -> Iterator[Work]:
 
 
 def _read(job: Job) -> Iterator[Work]:
-    """Read each block, in the survey as well, check it and take its digest."""
-    weights = (1 + job.surveys) * (job.parameters - job.outer_parameters)
+    """Read each block, in a survey as well and twice for an allocation, check it and take its digest."""
+    weights = job.readings * (job.parameters - job.outer_parameters)
     yield "blocks", "disk_read", weights * job.stored.itemsize
     yield "blocks", "hashed", weights * job.stored.itemsize
     yield "blocks", "moved", weights * CHECKED
@@ -173,6 +177,23 @@ def _elementwise(job: Job, block: Block, what: str, tokens: float) -> Iterator[W
     batches = tokens / job.samples.batches[0].numel() if job.samples.batches else 0
     yield what, "moved", ELEMENTWISE * tokens * channels * job.computed.itemsize
     yield what, "calls", batches * (CALLS + CALLS_PER_EXPERT * experts)
+
+
+# ---------------------------------------------------------------- allocation
+
+
+def _allocate(job: Job, index: int) -> Iterator[Work]:
+    """Some tokens forwards through a block, and back; each linear pruned to all levels, on some of them."""
+    if not job.recipe.allocate:
+        return
+    block, tokens = job.task.blocks[index], probe(job.samples).numel()
+    passes, rows = job.probed(index) + tokens * (BACKWARD - 1), min(ROWS, tokens)
+    yield "allocation", "products", passes * job.block_flops(block)
+    yield from _elementwise(job, block, "allocation", passes)
+    for group, share in job.groups(block):
+        weights = sum(math.prod(job.shape(block, linear)) for linear in group)
+        yield "allocation", "selected", (2 + len(LEVELS)) * weights
+        yield "allocation", "products32", (1 + len(LEVELS)) * 2 * share * rows * weights
 
 
 # ---------------------------------------------------------------- order
@@ -241,8 +262,8 @@ def search(job: Job, rows: int, columns: int) -> Iterator[Work]:
 
 
 def _group(job: Job) -> int:
-    target = job.recipe.target
-    return target.group if isinstance(target, NM) else 1
+    """Channels of a group, the most if patterns differ; 1 where weights may go anywhere."""
+    return max(pattern.group if isinstance(pattern, NM) else 1 for _, pattern in job.recipe.targets)
 
 
 # ---------------------------------------------------------------- masks and weights
@@ -307,7 +328,7 @@ def _reconstruction_flops(job: Job, rows: int, columns: int) -> int:
     if recipe.reconstruct == "sparsegpt":
         flops += _across_panels(rows, columns, _panel(PANEL, _group(job)))
     if recipe.refine:
-        group = _group(job) if isinstance(recipe.target, NM) else refine.NEIGHBOURS
+        group = _exchanged(job)
         panel = _panel(refine.PANEL, group)
         inside = sum(2 * rows * (stop - start) ** 2 for start, stop in _panels(columns, panel))
         refit = (1 + refine.STEPS) * whole if recipe.reconstruct != "none" else 0
@@ -327,9 +348,14 @@ def _beside_products(job: Job, rows: int, columns: int) -> Iterator[Work]:
         yield "reconstruction", "calls", 8 * columns
         yield "reconstruction", "moved", PANEL / 2 * 8 * weights
     if recipe.refine:
-        size = _group(job) if isinstance(recipe.target, NM) else refine.NEIGHBOURS
+        size = _exchanged(job)
         yield "reconstruction", "calls", refine.ROUNDS * 40 * columns / size
         yield "reconstruction", "moved", refine.ROUNDS * 40 * size * weights
+
+
+def _exchanged(job: Job) -> int:
+    """Channels among which the refinement exchanges weights."""
+    return _group(job) if _group(job) > 1 else refine.NEIGHBOURS
 
 
 def _panel(width: int, group: int) -> int:

@@ -11,6 +11,7 @@ from secateur.calibrate.calibration import ERROR_ROWS
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear, reader_groups
 from secateur.planning.sizes import routed_share
+from secateur.pruning.allocation import probed
 from secateur.pruning.prepare import Passes, Samples, Task, observations, passes
 from secateur.recipe import Recipe
 from secateur.scores import SCORES
@@ -60,9 +61,19 @@ class Job:
         return self.samples.seen_tokens * observations(self.task, index, True, score.needs_gram, self.room)
 
     @property
+    def readings(self) -> int:
+        """How often blocks are read: once to prune them, once in a survey, twice for an allocation."""
+        return 1 + self.surveys + 2 * self.recipe.allocate
+
+    def probed(self, index: int) -> int:
+        """Tokens that a block is run on for an allocation."""
+        return probed(self.task, self.samples, index) if self.recipe.allocate else 0
+
+    @property
     def forward_tokens(self) -> int:
         """Tokens that blocks are run on, over all blocks and passes: what the progress bar counts."""
-        return sum(passes.tokens + self.surveyed(block) for block, passes in self.passes)
+        surveyed = sum(self.surveyed(block) + self.probed(index) for index, block in enumerate(self.task.blocks))
+        return surveyed + sum(passes.tokens for _, passes in self.passes)
 
     @property
     def width(self) -> int:

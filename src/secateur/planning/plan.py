@@ -12,7 +12,7 @@ from secateur.data import share_out
 from secateur.devices import DTYPES
 from secateur.errors import InputError
 from secateur.models.blocks import left_dense
-from secateur.patterns import count_kept
+from secateur.patterns import count_kept, show_patterns
 from secateur.planning.costs import FLOPS, Cost, costs_of
 from secateur.planning.job import Job
 from secateur.planning.memory import Memory, memory_of
@@ -24,7 +24,7 @@ from secateur.pruning.prepare import prepare, samples_to_come, tokens_of_a_pass
 from secateur.recipe import Recipe
 
 # One after the other, while a thread reads the next block and another one writes the one before.
-COMPUTING = ("calibrate", "order", "prune", "tune")
+COMPUTING = ("calibrate", "allocate", "order", "prune", "tune")
 STAGES = ("load", "read", *COMPUTING, "write")
 # A plan lists the batches of a run, and no calibration set is as large as this.
 MOST_TOKENS = 10**10
@@ -175,11 +175,12 @@ def plan(
     return Plan(
         model=str(model),
         method=recipe.summary(),
-        pattern=str(recipe.target),
+        pattern=show_patterns(task.patterns.values()),
         blocks=len(task.blocks),
         parameters=job.parameters,
         prunable=prunable,
-        removed=prunable - sum(count_kept(*shape, recipe.target) for shape in shapes),
+        removed=prunable
+        - sum(count_kept(*job.shape(*one), task.patterns[one[0].full_name(one[1])]) for one in linears),
         left_dense=left_dense(task.blocks, task.skipped),
         calibration=share_out(recipe.calibration, recipe.samples) if recipe.needs_inputs else {},
         tokens=job.forward_tokens,
@@ -189,7 +190,7 @@ def plan(
         total=round(seconds["load"] + max(seconds["read"], seconds["write"], computing), 3),
         memory=memory,
         disk=Disk(
-            read=job.stored_bytes + job.surveys * (job.stored_bytes - job.outer_parameters * stored.itemsize),
+            read=job.stored_bytes + (job.readings - 1) * (job.stored_bytes - job.outer_parameters * stored.itemsize),
             written=job.stored_bytes,
             temporary=memory.file + (job.stored_bytes if Path(model).suffix == ".gguf" else 0),
         ),

@@ -143,7 +143,7 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) 
         grams=rate(2 * n**3, lambda: InputStats(n, device=device, gram=True).update(narrow[0])),
         moved=rate(2 * block.nbytes, lambda: torch.add(block, 1, out=out)),
         calls=rate(100, lambda: [small + 1 for _ in range(100)]),
-        pruned=rate(n * n, lambda: LinearPruning("", weights, recipe.target, stats, recipe, device).result()),
+        pruned=rate(n * n, lambda: LinearPruning("", weights, Unstructured(0.5), stats, recipe, device).result()),
         selected=rate(n * n, lambda: select(scores, Unstructured(0.5))),
         distances=rate(512 * 512 * n, lambda: l1_distances(scores[:512], scores[512:1024])),
         assigned=rate(512**3, lambda: lap.lapjvs(distances, return_cost=False)),

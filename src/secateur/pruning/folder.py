@@ -1,6 +1,6 @@
 """Prune a model folder: from a checkpoint to a checkpoint, with one block in memory."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from secateur.checkpoint import Source, Writer, load_into
 from secateur.devices import threads
 from secateur.models.blocks import left_dense
 from secateur.models.fold import fold_outer
+from secateur.patterns import spell
 from secateur.progress import Clock, Progress
+from secateur.pruning.allocation import find_allocation, probed
 from secateur.pruning.footprint import pruning
 from secateur.pruning.job import Job, opened, settle
 from secateur.pruning.journal import Journal, command_of
@@ -75,13 +77,14 @@ def prune(
             job.begin(work, command_of(model, out, recipe, force))
             writer = Writer(work, 1 + len(job.task.blocks), elsewhere=not ranks.first)
             with job.rooms(work) as rooms:
-                results, orders, held_out = _run(job, writer, Journal(work), rooms, progress, clock)
+                job, results, orders, held_out = _run(job, writer, Journal(work), rooms, progress, clock)
         manifest = {
             "secateur": __version__,
             "model": str(model),
             "family": job.task.family.name,
             "method": recipe.summary(),
-            "recipe": recipe.to_dict(),
+            "recipe": job.task.recipe.to_dict(),
+            "allocated": recipe.allocate,
             "calibration": job.samples.origin,
             "computed_in": setting.dtype,
             "processes": ranks.size,
@@ -99,17 +102,22 @@ def prune(
 
 def _run(
     job: Job[Task], writer: Writer, journal: Journal, rooms: Rooms, progress: Progress, clock: Clock
-) -> tuple[Results, dict[str, Tensor], HeldOut | None]:
-    """Prune and write all tensors of the model; what was done, all orders, by the names of their spaces, and how far
-    the guard's samples find it from the dense one.
+) -> tuple[Job[Task], Results, dict[str, Tensor], HeldOut | None]:
+    """Prune and write all tensors of the model; the job with what was allocated, what was done, all orders, by the
+    names of their spaces, and how far the guard's samples find it from the dense one.
     """
     task, recipe = job.task, job.task.recipe
     ranks, orderer = job.ranks, Orderer(task, job.ranks)
-    shared = journal.orders()
+    shared, sparsities = journal.orders(), journal.allocation()
     finished = ranks.tell(finished_blocks(task.blocks, journal, writer) if ranks.first else None, int)
     surveys = orderer.needs_survey and shared is None
+    allocates = recipe.allocate and sparsities is None
     load_into(job.skeleton, job.outer, "", job.device)
-    progress.start(recipe.summary(), *_work(job, surveys, finished, rooms.statistics.left))
+    progress.start(recipe.summary(), *_work(job, surveys, allocates, finished, rooms.statistics.left))
+    if recipe.allocate:
+        with clock("allocate"):
+            recipe = replace(recipe, allocate=False, sparsity=sparsities or _allocate(job, journal, rooms, progress))
+        job = replace(job, task=(task := prepare(job.skeleton, recipe)))
     with FolderStore(task.blocks, job.source, writer, job.device, journal, clock, orderer.fold_shared) as store:
         if surveys:
             shared = _survey(job, store, orderer, rooms, progress, clock)
@@ -126,7 +134,7 @@ def _run(
         work = Prune(task, orderer, store, progress, clock, results, ranks)
         held_out = job.write_blocks(store, rooms, progress, clock, work, finished)
     whole = Results.of(results)
-    return whole, orderer.shared | whole.orders, held_out
+    return job, whole, orderer.shared | whole.orders, held_out
 
 
 def _survey(
@@ -151,16 +159,28 @@ def _survey(
     return orderer.shared
 
 
-def _work(job: Job[Task], surveys: bool, finished: int, room: float) -> tuple[int, str]:
+def _allocate(job: Job[Task], journal: Journal, rooms: Rooms, progress: Progress) -> str:
+    """Find a sparsity for each linear, as a recipe spells them; the first rank does, and tells the others."""
+    if not job.ranks.first:
+        return job.ranks.tell(None, str)
+    found = find_allocation(job.source, job.skeleton, job.task, job.samples, rooms, progress)
+    journal.keep_allocation(spell(found))
+    return job.ranks.tell(spell(found), str)
+
+
+def _work(job: Job[Task], surveys: bool, allocates: bool, finished: int, room: float) -> tuple[int, str]:
     """How much there is to do, and in which unit: see :meth:`~secateur.pruning.job.Job.ahead`.
 
     Args:
         surveys: whether there is a survey before.
+        allocates: whether sparsities of layers are found before.
         finished: so many blocks have been pruned by an earlier run.
         room: bytes of Gram matrices that are gathered at once.
     """
     task, blocks, score = job.task, len(job.task.blocks), SCORES[job.task.recipe.score]
     work, unit = job.ahead(finished, room)
+    if allocates:
+        work += sum(probed(task, job.samples, index) for index in range(blocks))
     if surveys and unit == "tokens" and score.needs_inputs:
         seen = job.samples.share(job.ranks).seen_tokens
         work += seen * sum(observations(task, index, True, score.needs_gram, room) for index in range(blocks))

@@ -22,6 +22,7 @@ from secateur.devices import free_memory, resident_memory
 from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear, judged_together, reader_groups
+from secateur.pruning.allocation import PROBED
 from secateur.pruning.order import SURVEYED_ROWS
 from secateur.pruning.prepare import TOKENS_OF_A_STEP, Samples, Selection, Task
 from secateur.scores import SCORES
@@ -121,9 +122,10 @@ def footprint(
 
 
 def pruning(task: Task, model: PreTrainedModel, block: Block) -> int:
-    """The most that ordering, pruning and tuning ``block`` need beside it."""
-    ordering = _ordering(task, block, model.config.get_text_config().hidden_size)
-    return max(ordering, _pruning(task, block), _tuning(task, block))
+    """The most that allocating, ordering, pruning and tuning ``block`` need beside it."""
+    text = model.config.get_text_config()
+    ordering, allocating = _ordering(task, block, text.hidden_size), _allocating(task, block, text.vocab_size)
+    return max(allocating, ordering, _pruning(task, block), _tuning(task, block))
 
 
 def quantizing(task: Selection, _: PreTrainedModel, block: Block) -> int:
@@ -163,6 +165,17 @@ def _observing(task: Selection, block: Block, model: PreTrainedModel, samples: S
 def _comparing(model: PreTrainedModel, samples: Samples) -> int:
     """Logits of some tokens by the dense model and by the pruned one, and what their divergence is computed of."""
     return LOGITS * FLOAT * TOKENS * model.config.get_text_config().vocab_size if samples.held_out else 0
+
+
+def _allocating(task: Task, block: Block, vocabulary: int) -> int:
+    """Copies of one linear, and activations of a batch that wait for their gradients; logits of some tokens before."""
+    if not task.recipe.allocate:
+        return 0
+    largest = max(_size(block, [linear]) for linear in block.linears)
+    channels = sum(sum(block.weight(linear).shape) for linear in block.linears if not linear.expert)
+    tokens = max(PROBED, task.recipe.length)
+    looking = FLOAT * (SCORING * largest + ACTIVATIONS * tokens * channels) + _factors(task, block)
+    return max(looking, LOGITS * FLOAT * TOKENS * vocabulary)
 
 
 def _ordering(task: Task, block: Block, width: int) -> int:

@@ -28,7 +28,7 @@ from secateur.progress import Clock
 from secateur.pruning.prepare import batch_size
 from secateur.pruning.result import LayerResult, QuantizedLayer, Results
 
-SHARED = "shared.orders"
+SHARED, ALLOCATION = "shared.orders", "allocation"
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,15 @@ class Journal:
         """Record that the survey is finished."""
         with self.work.file(SHARED) as path:
             save_file(orders, path)
+
+    def allocation(self) -> str | None:
+        """The sparsities that an allocation has found, as a recipe spells them, if there is one."""
+        return (self.work.folder / ALLOCATION).read_text() if self.work.intact(ALLOCATION) else None
+
+    def keep_allocation(self, sparsities: str) -> None:
+        """Record that the allocation is finished."""
+        with self.work.file(ALLOCATION) as path:
+            path.write_text(sparsities)
 
     def has(self, block: Block) -> bool:
         """Whether there is a record of ``block``."""

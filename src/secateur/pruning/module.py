@@ -48,6 +48,8 @@ def prune_module(
     """
     batches = _checked(model, batches)
     recipe, progress, clock = replace(recipe or Recipe(), permute="none"), progress or Progress(), Clock()
+    if recipe.allocate:
+        raise InputError("an allocation is found for a folder: give the sparsities of its manifest here")
     task, results = prepare(model, recipe), list[Results]()
     held_out = max(1, len(batches) // 8) if recipe.held_out else 0
     if recipe.needs_inputs and len(batches) <= held_out:

@@ -47,7 +47,13 @@ class Orderer:
         self._ranks = ranks or Ranks()
         self._surveyed: dict[str, tuple[list[NM], list[Tensor]]] = {}
         self.shared: dict[str, Tensor] = {}
-        self.needs_survey = folds and recipe.fold == "exact" and "model" in self._rules.values()
+        self.needs_survey = folds and recipe.fold == "exact" and self._minds_shared_orders()
+
+    def _minds_shared_orders(self) -> bool:
+        """Whether anybody who reads a space that has one order for the whole model has a pattern of groups."""
+        spaces = self._spaces("model")
+        readers = ((block, [x for x in block.linears if x.reads in spaces]) for block in self._task.blocks)
+        return any(self._ordered(block, linears) for block, linears in readers)
 
     # ---------------------------------------------------------------- one order for the whole model
 

@@ -1,5 +1,6 @@
 """What is settled before any long work: which linears are pruned, what each must become, and on which samples."""
 
+import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,7 +69,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> Task:
 
     Raises:
         InputError: when it has no blocks with linears, a skip names no layer, nothing is left to prune, a linear
-            cannot have its pattern, or the recipe's orders have no place in its family.
+            cannot have its pattern or is given none, or the recipe's orders have no place in its family.
     """
     family = family_of(model)
     blocks, skipped = leave_out_skipped(blocks_of(model, family), recipe)
@@ -76,13 +77,36 @@ def prepare(model: nn.Module, recipe: Recipe) -> Task:
         raise InputError(
             f"--fold gather needs a norm before every reader, and models of the family {family.name} have none"
         )
-    patterns = {block.full_name(linear): recipe.target for block in blocks for linear in block.linears}
+    patterns = _patterns([block.full_name(linear) for block in blocks for linear in block.linears], recipe)
     check_each(
         blocks,
         lambda block, linear: check_fits(patterns[block.full_name(linear)], block.weight(linear).shape[1]),
         "Choose another pattern, or leave these layers dense",
     )
     return Task(recipe, family, blocks, skipped, patterns)
+
+
+def _patterns(layers: Sequence[str], recipe: Recipe) -> dict[str, Pattern]:
+    """What each of these must obey, by its full name: the first that the recipe says of it.
+
+    Raises:
+        InputError: when the recipe says nothing of a layer, or something that counts for none.
+    """
+    targets = recipe.targets
+    patterns, used = {}, set()
+    for layer in layers:
+        found = next((at for at, (glob, _) in enumerate(targets) if fnmatch.fnmatchcase(layer, glob)), None)
+        if found is None:
+            raise InputError(f"nothing is said of {layer}: give a --sparsity for all other layers, such as '*=0.5'")
+        patterns[layer] = targets[found][1]
+        used.add(found)
+    for at, (glob, pattern) in enumerate(targets):
+        if at not in used:
+            raise InputError(
+                f"{glob}={pattern.sparsity:g} counts for no layer: it names none, or those before it name them all; "
+                "`secateur inspect` lists them"
+            )
+    return patterns
 
 
 def leave_out_skipped(blocks: Sequence[Block], recipe: WalkOptions) -> tuple[list[Block], list[str]]:

@@ -16,6 +16,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from secateur.errors import InputError
 from secateur.options import Options, WalkOptions
 from secateur.recipe import QuantizationRecipe, Recipe
@@ -103,5 +105,8 @@ def named(step: Options) -> str:
 
 
 def as_data(chain: Chain) -> list[dict[str, Any]]:
-    """The steps as plain data: the options of each under its name."""
-    return [{named(step): step.to_dict()} for step in chain]
+    """The steps as plain data: the options of each under its name.
+
+    What is said by layer stays one text, since its order counts, and that of a mapping in JSON need not.
+    """
+    return [{named(step): msgspec.to_builtins(step)} for step in chain]

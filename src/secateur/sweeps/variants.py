@@ -168,11 +168,15 @@ def check_possible(
 
 
 def _merged(layers: Iterable[Options]) -> dict[str, Any]:
-    """The options of all layers, of which the later win; sparsity and pattern are two ways to say one thing."""
+    """The options of all layers, of which the later win; sparsity and pattern of all linears are two ways to say one
+    thing.
+    """
     options: dict[str, Any] = {}
     for one in layers:
+        pattern = one.get("pattern") or options.get("pattern")
+        by_layer = isinstance(pattern, dict) or "=" in str(pattern)  # a sparsity is then that of the others
         for option, other in (_TARGET, _TARGET[::-1]):
-            if one.get(option) is not None and one.get(other) is None:
+            if not by_layer and one.get(option) is not None and one.get(other) is None:
                 options.pop(other, None)
         options.update(one)
     return options

@@ -14,7 +14,7 @@ from secateur.checkpoint import MANIFEST, Source, changed_files, local_folder, o
 from secateur.devices import full_precision
 from secateur.errors import InputError
 from secateur.models.blocks import blocks_of, family_of
-from secateur.patterns import in_rows
+from secateur.patterns import NM, in_rows, show_patterns
 from secateur.pruning.prepare import Task, prepare
 from secateur.quantization.methods import QUANTIZATIONS
 from secateur.recipe import Recipe
@@ -71,7 +71,8 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     task = prepare(skeleton, recipe) if recipe else _nothing(skeleton)
     unchecked = []
     if recipe and recipe.orders_channels and recipe.fold == "none":  # each row then keeps as many weights, anywhere
-        unchecked.append(f"{recipe.target}: with --fold none it holds in the order that was searched, not as stored")
+        grouped = show_patterns(x for x in task.patterns.values() if isinstance(x, NM))
+        unchecked.append(f"{grouped}: with --fold none it holds in the order that was searched, not as stored")
         task = replace(task, patterns={name: in_rows(pattern) for name, pattern in task.patterns.items()})
     linears = [block.full_name(linear) for block in task.blocks for linear in block.linears]
     known = {layer.name: layer for layer in manifest.layers if layer.name in {*linears}}
@@ -96,7 +97,7 @@ def verify(model: str | Path, dense: str | Path | None = None) -> Verdict:
     written.end(None if quantization or rounded or not recipe else manifest.sparsity)
     for check, where in written.failures.items():
         failures[check] = [*failures.get(check, []), *where]
-    patterns = " and ".join(dict.fromkeys(str(task.patterns[name]) for name in linears))
+    patterns = show_patterns(task.patterns[name] for name in linears)
     checked = []
     if recipe:
         checked.append(
