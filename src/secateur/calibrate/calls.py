@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from secateur.errors import InputError
+from secateur.errors import InputError, naming
 from secateur.memory import Shelf
 from secateur.models.blocks import Block
 
@@ -18,8 +18,8 @@ Batch = Tensor | Mapping[str, Any]
 UNPADDED = "give samples of one length, or one at a time, without padding"
 
 
-class StopForward(Exception):
-    """Thrown to leave a forward pass whose rest nobody needs."""
+class StopForward(BaseException):
+    """Thrown to leave a forward pass whose rest nobody needs: no error, so that nobody takes it for one."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def record(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], 
                 )
             if index and not _same(states, passed):
                 raise InputError(
-                    f"{type(model).__name__} changes the hidden states between its blocks {index - 1} and {index}, which "
-                    "cannot be told from the blocks alone"
+                    f"{type(model).__name__} changes the hidden states between its blocks {index - 1} and {index}, so "
+                    "that what enters a block is not known from those before it"
                 )
             passed = states
             if index == 0:
@@ -76,7 +76,8 @@ def record(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], 
         for number, batch in enumerate(batches, 1):
             try:
                 if isinstance(batch, Tensor):
-                    model(batch)
+                    with naming(type(model).__name__, "does not run on token ids alone"):
+                        model(batch)
                 else:
                     model(**batch)
             except StopForward:

@@ -38,7 +38,7 @@ from secateur.files import member, read_object
 # What configs call the number of their blocks: it is the only size that is paid for before a tensor has a shape.
 _DEPTHS = {
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_encoder_layers", "num_decoder_layers",
-    "encoder_layers", "decoder_layers",
+    "encoder_layers", "decoder_layers", "depth",
 }  # fmt: skip
 # So many can be built at any rate. The deepest language models have less than half of it.
 ANY_DEPTH = 256
@@ -137,8 +137,8 @@ def build_config(written: Written, tensors: int | None = None) -> PreTrainedConf
     sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not config.is_encoder_decoder
     if not sees and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(
-            f"{written.path} is of a {config.model_type} model, and transformers has no decoder of that type, for text "
-            "alone or with images (AutoModelForCausalLM, AutoModelForImageTextToText)"
+            f"{written.path} is of a {config.model_type} model, and transformers has no language model of that type, "
+            "with images or without, that is a decoder alone (AutoModelForCausalLM, AutoModelForImageTextToText)"
         )
     if context is not None and (not isinstance(context, int) or context < 1):
         raise InputError(f"{written.path}: max_position_embeddings is {context!r}, and must be a number of tokens")
@@ -191,9 +191,8 @@ def is_wrapper(config: PreTrainedConfig) -> bool:
 
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The model of ``config`` with parameters on the meta device and buffers on ``device``, in eval mode."""
-    if getattr(
-        config, "rescale_every", 0
-    ):  # RWKV halves weights and hidden states as it goes: the same, but for overflow
+    # To spare float16 RWKV halves weights as it begins and hidden states between blocks; without, it computes the same.
+    if getattr(config, "rescale_every", 0):
         config = deepcopy(config)
         config.rescale_every = 0
     with torch.device(device), init_empty_weights(include_buffers=False):
