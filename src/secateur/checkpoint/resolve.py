@@ -174,8 +174,8 @@ def load_whole(folder: Path, **options: Any) -> PreTrainedModel:
     """
     options = {"trust_remote_code": False, "use_safetensors": "gguf_file" not in options or None} | options
     with naming(folder / options.get("gguf_file", "")):
-        where = {key: options[key] for key in ("gguf_file",) if key in options}
-        config = options.get("config") or AutoConfig.from_pretrained(folder, trust_remote_code=False, **where)
+        said = {"gguf_file": options.get("gguf_file"), "trust_remote_code": False}
+        config = options.get("config") or AutoConfig.from_pretrained(folder, **said)
         model, info = auto_class(config).from_pretrained(folder, output_loading_info=True, **options)
     if absent := sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}):
         raise InputError(f"{folder} lacks weights of its model, or has them in another shape: {', '.join(absent[:3])}")
