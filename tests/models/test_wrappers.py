@@ -155,7 +155,8 @@ def test_a_linear_is_seen_where_its_weight_comes_first():
     model, ids = pico.build("mamba"), pico.tokens()
     block, *_ = blocks_of(model, family_of(model))
     seen = []
-    block.module.mixer.x_proj.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    projection = block.module.get_submodule("mixer.x_proj")
+    projection.register_forward_hook(lambda _module, _args, output: seen.append(output))
     stats = Stream(model, blocks_of(model, family_of(model)), [ids]).observe(0)["mixer.dt_proj"]
     steps = seen[0][..., : model.config.time_step_rank].flatten(0, 1)
     torch.testing.assert_close(stats.sample, steps)

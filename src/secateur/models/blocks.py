@@ -63,7 +63,7 @@ def family_of(model: nn.Module) -> Family:
     """
     config = getattr(model, "config", None)
     path = _language_part(model)
-    part = config.get_text_config() if path else config
+    part = config.get_text_config() if config and path else config
     known = FAMILIES.get(getattr(part, "model_type", None) or "")
     family = known(part) if known else None
     if family and path:
