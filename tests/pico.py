@@ -6,29 +6,45 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
-    AutoModelForCausalLM,
     BloomConfig,
+    CLIPVisionConfig,
     FalconConfig,
+    FalconH1Config,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
     Lfm2Config,
     LlamaConfig,
+    LlavaConfig,
+    Mamba2Config,
+    MambaConfig,
+    Mistral3Config,
     MistralConfig,
     MixtralConfig,
+    NemotronHConfig,
     OPTConfig,
     Phi3Config,
+    PixtralVisionConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
     Qwen2Config,
+    Qwen3_5Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3VLConfig,
+    RwkvConfig,
+    SiglipVisionConfig,
+    SmolVLMConfig,
+    Zamba2Config,
 )
 
 from secateur.checkpoint import Source
+from secateur.checkpoint.config import auto_class
 from secateur.models.blocks import blocks_of, family_of
 
 VOCABULARY = 256
@@ -88,14 +104,143 @@ ALL = KNOWN | WALKED
 # Known ones in which some of what reads the residual space has no norm, or no norm of its own, before it.
 UNGATHERED = ("opt-350m", "mixtral", "qwen3-moe")
 
+_ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+_VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_VISION |= {"image_size": 8, "patch_size": 4}
+_QWEN_VISION = {"hidden_size": 16, "intermediate_size": 32, "depth": 2, "num_heads": 2, "patch_size": 4}
+_QWEN_VISION |= {"out_hidden_size": 32, "temporal_patch_size": 2, "spatial_merge_size": 2}
+# What stands in the text for a part of an image, and what comes before and after an image.
+IMAGE, VIDEO, BEGIN, END = 255, 254, 253, 252
+_QWEN_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": BEGIN,
+    "vision_end_token_id": END,
+}
+
+
+def _text(head: int = 8, **more: object) -> dict[str, object]:
+    return _SIZES | _ENDS | {"num_key_value_heads": 2, "head_dim": head} | more
+
+
+def _rotated(sections: list[int], **more: object) -> dict[str, object]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections, **more}}
+
+
+# Models that see images; their language parts are known.
+SEEING = {
+    "llava": lambda: LlavaConfig(
+        vision_config=CLIPVisionConfig(**_VISION), text_config=LlamaConfig(**_text()), image_token_index=IMAGE
+    ),
+    "mistral3": lambda: Mistral3Config(
+        vision_config=PixtralVisionConfig(**_VISION, head_dim=8),
+        text_config=MistralConfig(**_text()),
+        image_token_index=IMAGE,
+        spatial_merge_size=1,
+    ),
+    "qwen2.5-vl": lambda: Qwen2_5_VLConfig(
+        vision_config=_QWEN_VISION | {"window_size": 8, "fullatt_block_indexes": [1]},
+        text_config=_text() | _rotated([2, 1, 1]),
+        **_QWEN_IDS,
+    ),
+    "qwen3-vl": lambda: Qwen3VLConfig(
+        vision_config=_QWEN_VISION | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        text_config=_text() | _rotated([2, 1, 1]),
+        **_QWEN_IDS,
+    ),
+    "gemma3-vl": lambda: Gemma3Config(
+        vision_config=SiglipVisionConfig(**_VISION),
+        text_config=Gemma3TextConfig(**_text(sliding_window=16)),
+        mm_tokens_per_image=4,
+        image_token_index=IMAGE,
+        boi_token_index=BEGIN,
+        eoi_token_index=END,
+    ),
+    "smolvlm": lambda: SmolVLMConfig(
+        vision_config=_VISION, text_config=LlamaConfig(**_text()), image_token_id=IMAGE, scale_factor=2
+    ),
+    "qwen3.5": lambda: Qwen3_5Config(
+        vision_config=_QWEN_VISION | {"num_position_embeddings": 16},
+        text_config=_text(
+            16,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            layer_types=["linear_attention", "full_attention", "linear_attention"],
+        )
+        | _rotated([2, 1, 1], partial_rotary_factor=0.5),
+        **_QWEN_IDS,
+    ),
+}
+_MAMBA = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+_STATES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8, "pad_token_id": 0}
+# Models with states instead of attention, or in some blocks.
+RECURRENT = {
+    "mamba": lambda: MambaConfig(**_STATES, **_ENDS, time_step_rank=4),
+    "mamba2": lambda: Mamba2Config(**_STATES, **_ENDS, num_heads=4, head_dim=16, n_groups=2, chunk_size=8),
+    "zamba2": lambda: Zamba2Config(
+        **_text() | {"num_hidden_layers": 4, "attention_head_dim": 16, "pad_token_id": 0},
+        layers_block_type=["mamba", "hybrid", "mamba", "hybrid"],
+        num_mem_blocks=1,
+        adapter_rank=4,
+        mamba_d_state=8,
+        n_mamba_heads=4,
+        mamba_headdim=16,
+        mamba_ngroups=1,
+        chunk_size=8,
+    ),
+    "nemotron-h": lambda: NemotronHConfig(
+        **_text(),
+        layer_types=["mamba", "attention", "mlp"],
+        ssm_state_size=8,
+        mamba_num_heads=4,
+        mamba_head_dim=16,
+        n_groups=2,
+        chunk_size=8,
+    ),
+    "falcon-h1": lambda: FalconH1Config(**_text(), **_MAMBA, mamba_d_ssm=64),
+    "rwkv": lambda: RwkvConfig(
+        **_ENDS,
+        vocab_size=VOCABULARY,
+        context_length=128,
+        hidden_size=32,
+        attention_hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        rescale_every=1,
+    ),
+}
+EVERY = ALL | SEEING | RECURRENT
+
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random model whose weights, biases and norms are all far from trivial."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(ALL[name](), dtype=torch.float32)
+    config = EVERY[name]()
+    model = auto_class(config).from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
     return model.to(dtype).eval()
+
+
+def inputs(name: str) -> dict[str, torch.Tensor]:
+    """What a model takes: text, and an image if it sees."""
+    ids = tokens(2)
+    if name not in SEEING:
+        return {"input_ids": ids}
+    ids %= END
+    if name.startswith("qwen"):  # patches of 4 x 4 x 2 frames x 3 colours, 2 x 2 of which are one token
+        ids[:, 3:5] = torch.tensor([BEGIN, IMAGE])
+        kinds = (ids == IMAGE).int()
+        patches = torch.randn(2 * 4, 96, generator=torch.Generator().manual_seed(2))
+        grid = torch.tensor([[1, 2, 2]] * 2)
+        return {"input_ids": ids, "pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": kinds}
+    ids[:, 3 : 3 + {"smolvlm": 1}.get(name, 4)] = IMAGE
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    return {"input_ids": ids, "pixel_values": pixels[:, None] if name == "smolvlm" else pixels} | (
+        {"image_sizes": torch.tensor([[8, 8]] * 2)} if name == "mistral3" else {}
+    )
 
 
 def tokenizer(bos: str | None = None) -> PreTrainedTokenizerFast:

@@ -83,6 +83,11 @@ def quantize(
         source.refuse_gathers("quantized")
         if source.scheme:
             raise InputError(f"{model} is quantized already: give the model that it was made of")
+        if source.called.renamed:
+            raise InputError(
+                f"{model} keeps its tensors under other names than transformers has ("
+                f"{next(iter(source.called.renamed))} for one): such a model cannot be quantized yet"
+            )
         check_unchanged(folder)
         setting = settle(source, recipe, work, ranks)
         with threads(setting.threads):

@@ -40,8 +40,8 @@ def linears(state):
     return {k: v for k, v in state.items() if k.endswith("proj.weight")}
 
 
-@pytest.mark.parametrize("name", pico.ALL)
-def test_every_tiny_model_is_pruned_and_loads_plainly(name, tmp_path, recipe):
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "gpt2", "qwen3-moe", "lfm2"])
+def test_a_tiny_model_is_pruned_and_loads_plainly(name, tmp_path, recipe):
     dense = pico.save(name, tmp_path / "dense")
     manifest = secateur.prune(dense, tmp_path / "out", replace(recipe, pattern="2:4", permute="none"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

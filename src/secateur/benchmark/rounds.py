@@ -86,7 +86,8 @@ def time_model(
 ) -> ModelTimes:
     """The whole model on random tokens, and ``narrow``, a smaller dense model."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (batch, length), generator=generator).to(model.device)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (batch, length), generator=generator).to(model.device)
     models = dict.fromkeys(VARIANTS if pairs else VARIANTS[:1], model) | (
         {} if narrow is None else {"structured": narrow}
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from secateur.errors import InputError
+from secateur.errors import InputError, naming
 from secateur.memory import Shelf
 from secateur.models.blocks import Block
 
@@ -18,8 +18,8 @@ Batch = Tensor | Mapping[str, Any]
 UNPADDED = "give samples of one length, or one at a time, without padding"
 
 
-class StopForward(Exception):
-    """Thrown to leave a forward pass whose rest nobody needs."""
+class StopForward(BaseException):
+    """Thrown to leave a forward pass whose rest nobody needs: no error, so that nobody takes it for one."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,31 @@ def record(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], 
     """The calls, by block and batch; ``hidden`` gets the hidden states that enter the first block, per batch.
 
     Calls that do not differ between batches are one object: masks and positions are kept once.
+
+    Raises:
+        InputError: when blocks cannot be called by themselves as the model calls them.
     """
     calls: list[list[Call]] = [[] for _ in blocks]
     first_output: Any = None
+    passed: Tensor | None = None  # what the block before has answered
 
     def stub_of(index: int) -> Callable[..., Any]:
         genuine = blocks[index].module.forward
 
         def stub(*args: Any, **kwargs: Any) -> Any:
-            nonlocal first_output
+            nonlocal first_output, passed
             states, call = _part(args, kwargs)
             if any(isinstance(value, Cache) for value in (*call.args, *call.kwargs.values())):
                 raise InputError(
                     f"{type(model).__name__} passes a cache to its blocks, and each later run of a block would add to "
                     "it: leave past_key_values and use_cache out of the batches"
                 )
+            if index and not _same(states, passed):
+                raise InputError(
+                    f"{type(model).__name__} changes the hidden states between its blocks {index - 1} and {index}, so "
+                    "that what enters a block is not known from those before it"
+                )
+            passed = states
             if index == 0:
                 hidden.append(states.clone())  # neither the model nor a block may change it in place
                 if first_output is None:  # a tensor, or a tuple that begins with one? The stubs answer alike.
@@ -63,15 +73,17 @@ def record(model: nn.Module, blocks: Sequence[Block], batches: Sequence[Batch], 
         return stub
 
     with _without_cache(model), _forwards({block.module: stub_of(i) for i, block in enumerate(blocks)}):
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             try:
                 if isinstance(batch, Tensor):
-                    model(batch)
+                    with naming(type(model).__name__, "does not run on token ids alone"):
+                        model(batch)
                 else:
                     model(**batch)
             except StopForward:
-                continue
-            raise InputError(f"{type(model).__name__} did not run its last block, {blocks[-1].prefix[:-1]}")
+                pass
+            if idle := [block.prefix[:-1] for block, made in zip(blocks, calls, strict=True) if len(made) < number]:
+                raise InputError(f"{type(model).__name__} did not run its block {idle[0]}")
     return calls
 
 

@@ -235,8 +235,11 @@ class _Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         place = PRODUCTS.get(func)
-        if place is not None and len(args) > max(place) and (name := self._linears.get(args[place[1]].data_ptr())):
-            self._saw(name, args[place[0]])
+        if place is not None and len(args) > max(place):
+            if name := self._linears.get(args[place[1]].data_ptr()):
+                self._saw(name, args[place[0]])
+            elif func in _MATMULS and (name := self._linears.get(args[0].data_ptr())):  # Mamba's: weight @ inputs
+                self._saw(name, args[1].mT)
         return func(*args, **kwargs or {})
 
     def _saw(self, name: str, inputs: Tensor) -> None:
@@ -261,13 +264,8 @@ class _Watch(TorchFunctionMode):
 
 
 # Where the functions that modules multiply with take their inputs and their weight.
-PRODUCTS: dict[Any, tuple[int, int]] = {
-    nn.functional.linear: (0, 1),
-    torch.addmm: (1, 2),
-    torch.matmul: (0, 1),
-    Tensor.matmul: (0, 1),
-    Tensor.__matmul__: (0, 1),
-}
+_MATMULS: dict[Any, tuple[int, int]] = dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), (0, 1))
+PRODUCTS: dict[Any, tuple[int, int]] = {nn.functional.linear: (0, 1), torch.addmm: (1, 2), **_MATMULS}
 
 
 def in_parts(block: Block, room: float) -> list[list[list[Linear]]]:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from secateur.checkpoint.layout import CARD, GATHER_TYPE, PACKED_TYPE, terms_in
 from secateur.checkpoint.steps import ON_HUB, code, last_part, named, rounded_to, steps_of
@@ -44,6 +45,7 @@ def model_card(model: str | Path, folder: Path, manifest: Mapping[str, Any], con
     parents = _parents(str(model), folder, before, config)
     steps, bits, packed = steps_of(manifest), rounded_to(manifest), config.get("model_type") == PACKED_TYPE
     own = packed or GATHER_TYPE in (config.get("model_type"), _base_of(config).get("model_type"))
+    sees = _base_of(_base_of(config)).get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     words = [*(step.done for step in steps), *["quantized"] * bool(bits), *["packed"] * packed]
     done = list(dict.fromkeys(words))
     # What follows "secateur" told of the model before: a packed one may be unpacked now, or pruned to another pattern.
@@ -58,7 +60,7 @@ def model_card(model: str | Path, folder: Path, manifest: Mapping[str, Any], con
         license=_word(before.get("license")),
         license_name=_word(before.get("license_name")),
         license_link=_word(before.get("license_link")),
-        pipeline_tag=_word(before.get("pipeline_tag")) or "text-generation",
+        pipeline_tag=_word(before.get("pipeline_tag")) or ("image-text-to-text" if sees else "text-generation"),
         tags=[*carried, "secateur", *done, *(tag for step in steps for tag in step.tags)],
         # The hub has no word for pruning; it shows a model without one under its base all the same.
         base_model_relation="quantized" if parents and "quantized" in done else None,
@@ -69,7 +71,7 @@ def model_card(model: str | Path, folder: Path, manifest: Mapping[str, Any], con
         f"Made of {named(first, parents)} by Secateur, without any training.",
         *(step.section(parents) for step in steps),
         *_packing(bits, packed),
-        _loading(own, "quantization_config" in config),
+        _loading(own, "quantization_config" in config, sees),
         _measuring(first, parents),
         *_terms(folder, data),
         _citations([method for step in steps for method in step.methods]),
@@ -138,7 +140,7 @@ def _packing(bits: int | None, packed: bool) -> list[str]:
     return [f"## {'Packed' if packed else 'Rounded'}\n\n" + "\n".join(lines)] if lines else []
 
 
-def _loading(own: bool, quantized: bool) -> str:
+def _loading(own: bool, quantized: bool, sees: bool) -> str:
     if own:
         return """## Use it
 
@@ -154,15 +156,16 @@ model = secateur.load("THIS_FOLDER")
 secateur generate THIS_FOLDER "The capital of France is"
 ```"""
     needs = " with `compressed-tensors`" if quantized else ""
+    model, words = ("ImageTextToText", "Processor") if sees else ("CausalLM", "Tokenizer")
     return f"""## Use it
 
 transformers{needs} loads it, without Secateur.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelFor{model}, Auto{words}
 
-tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
-model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")
+{words.lower()} = Auto{words}.from_pretrained("THIS_FOLDER")
+model = AutoModelFor{model}.from_pretrained("THIS_FOLDER", dtype="auto")
 ```"""
 
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.checkpoint.config import described_model
 from secateur.checkpoint.layout import ADAPTERS, ORDERS, beside_weights
 from secateur.checkpoint.shards import FLOATS, reading
 from secateur.checkpoint.source import Source
@@ -53,14 +52,13 @@ def check(source: Source) -> bool:
     """
     folder, config = source.folder, source.folder / "config.json"
     _check_companions(folder)
-    size = sum(prod(one.shape) for one in source.held.values())
-    model = described_model(source.config, config, len(source.held), 2 * size)
+    model = source.described
     names = _by_name(model)
     held = set(source.names()) - _orders(source, model)
     missing = [aliases[0] for aliases in set(names.values()) if not held.intersection(aliases)]
     more = [name for name in source.names() if name in held and name not in names and not is_passed_over(name, model)]
     if missing and more and not source.packed and not source.scheme:
-        check_size(model, size, config)
+        check_size(model, sum(prod(one.shape) for one in source.held.values()), config)
         return False
     if missing:
         raise InputError(f"{folder} lacks weights of its model: {_listed(missing)}")

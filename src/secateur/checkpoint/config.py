@@ -16,8 +16,18 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 
 from secateur.checkpoint.layout import GATHER_TYPE, PACKED_TYPE
 from secateur.checkpoint.quantized import Scheme, read_scheme
@@ -28,7 +38,7 @@ from secateur.files import member, read_object
 # What configs call the number of their blocks: it is the only size that is paid for before a tensor has a shape.
 _DEPTHS = {
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_encoder_layers", "num_decoder_layers",
-    "encoder_layers", "decoder_layers",
+    "encoder_layers", "decoder_layers", "depth",
 }  # fmt: skip
 # So many can be built at any rate. The deepest language models have less than half of it.
 ANY_DEPTH = 256
@@ -126,10 +136,11 @@ def build_config(written: Written, tensors: int | None = None) -> PreTrainedConf
         else:
             config = AutoConfig.from_pretrained(written.path.parent, trust_remote_code=False)
         context = context_of(config)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not config.is_encoder_decoder
+    if not sees and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(
-            f"{written.path} is of a {config.model_type} model, and transformers has no language model of that type "
-            "(AutoModelForCausalLM): give its text part"
+            f"{written.path} is of a {config.model_type} model, and transformers has no language model of that type, "
+            "with images or without, that is a decoder alone (AutoModelForCausalLM, AutoModelForImageTextToText)"
         )
     if context is not None and (not isinstance(context, int) or context < 1):
         raise InputError(f"{written.path}: max_position_embeddings is {context!r}, and must be a number of tokens")
@@ -169,12 +180,27 @@ def context_of(config: PreTrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+    """The class by which transformers builds and loads a model of ``config``: whole, where it sees images as well."""
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+
+
+def is_wrapper(config: PreTrainedConfig) -> bool:
+    """Whether a model of ``config`` has a language model as a part."""
+    return config.get_text_config() is not config
+
+
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The model of ``config`` with parameters on the meta device and buffers on ``device``, in eval mode."""
+    # To spare float16 RWKV halves weights as it begins and hidden states between blocks; without, it computes the same.
+    if getattr(config, "rescale_every", 0):
+        config = deepcopy(config)
+        config.rescale_every = 0
     with torch.device(device), init_empty_weights(include_buffers=False):
         # Only this way of running experts multiplies with each one's weight by itself.
         eager = {"experts_implementation": "eager"}
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **eager)
+        model = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False, **eager)
     return model.eval()
 
 
@@ -191,7 +217,7 @@ def described_model(config: PreTrainedConfig, path: Path, tensors: int, weights:
         InputError: when transformers cannot build it, or it is out of proportion to the files.
     """
     with naming(path), torch.device("meta"), _at_most(1000 + 16 * tensors, path):
-        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32, trust_remote_code=False)
+        model = auto_class(config).from_config(deepcopy(config), dtype=torch.float32, trust_remote_code=False)
         model.tie_weights()  # a weight that serves twice is there once
         buffers = sum(buffer.nbytes for buffer in model.buffers())
     if buffers > ANY_BUFFERS + weights:

@@ -7,6 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from secateur.checkpoint.names import Names
 from secateur.errors import InputError
 
 _EXPERT = re.compile(r"(.*)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(w[123]|(?:gate|up|down)_proj)\.weight")
@@ -35,23 +36,37 @@ class Stacks:
             the other.
     """
 
-    def __init__(self, files: Iterable[str]) -> None:
-        """Sort the names of the tensors that the files hold; raises :class:`InputError` where experts are missing."""
+    def __init__(self, files: Iterable[str], called: Names) -> None:
+        """Sort the names of the tensors that the files hold.
+
+        Args:
+            files: the names.
+            called: what the model calls them, where that is something else.
+
+        Raises:
+            InputError: where experts are missing, or two tensors are one.
+        """
         self.members: dict[str, list[list[str]]] = {}
         self._stored: dict[str, str] = {}  # of all others, the name in the files
         layers: dict[str, dict[int, dict[int, str]]] = {}
         for name in files:
-            if match := _EXPERT.fullmatch(name):
+            current = _current_name(called.renamed.get(name, name))
+            if match := _EXPERT.fullmatch(current):
                 kind, part = _STACKS[match[3]]
                 stack = f"{match[1]}.mlp.experts.{kind}"
                 layers.setdefault(stack, {}).setdefault(int(match[2]), {})[part] = name
                 self._stored[stack] = ""
+            elif other := self._stored.get(current):
+                raise InputError(f"the files hold {other} and {name}, which are the same tensor of the model")
             else:
-                self._stored[_current_name(name)] = name
+                self._stored[current] = name
         for stack, experts in layers.items():
             if (numbers := sorted(experts)) != list(range(len(experts))):
                 raise InputError(f"the files hold experts {', '.join(map(str, numbers))} of {stack}: some are missing")
             self.members[stack] = [[parts[part] for part in sorted(parts)] for _, parts in sorted(experts.items())]
+        shared = {name: first for name, first in called.shared.items() if first in self._stored}
+        self._shared = shared.keys() - self._stored
+        self._stored |= {name: self._stored[shared[name]] for name in shared if name in self._shared}
         self.names = list(self._stored)
 
     def layers(self, name: str) -> list[list[str]]:
@@ -75,9 +90,14 @@ class Stacks:
         return parts[self._stored[name]]
 
     def split(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors as the model has them, as the files hold them; what the files did not hold keeps its name."""
+        """Tensors as the model has them, as the files hold them; what the files did not hold keeps its name.
+
+        What blocks share is held once, with the first of them.
+        """
         stored = {}
         for name, tensor in tensors.items():
+            if name in self._shared:
+                continue
             if name not in self.members:
                 stored[self._stored.get(name, name)] = tensor
                 continue

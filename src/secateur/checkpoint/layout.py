@@ -12,12 +12,13 @@ CARD = "README.md"
 # The terms that a model comes under: how the names of such files begin, whatever their case, and how they may end.
 TERMS = ("license", "licence", "notice", "use_policy", "acceptable_use_policy", "copying")
 TERMS_END = ("", ".txt", ".md", ".rst", ".pdf", ".html")
-# What a model needs besides its weights: its config and its tokenizer.
+# What a model needs besides its weights: its config, its tokenizer, and what prepares images for it.
 COMPANIONS = (
     "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
     "chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json",
+    "video_preprocessor_config.json",
 )  # fmt: skip
 # A folder of further chat templates, which is not copied.
 TEMPLATES = "additional_chat_templates"

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from secateur.checkpoint.checks import check, check_size, is_passed_over
-from secateur.checkpoint.config import build_config, check_depth, described_model, read_written
+from secateur.checkpoint.config import auto_class, build_config, check_depth, described_model, read_written
 from secateur.checkpoint.converted import converted
 from secateur.checkpoint.durable import scratch_folder
 from secateur.checkpoint.gguf import read_contents
@@ -174,7 +174,9 @@ def load_whole(folder: Path, **options: Any) -> PreTrainedModel:
     """
     options = {"trust_remote_code": False, "use_safetensors": "gguf_file" not in options or None} | options
     with naming(folder / options.get("gguf_file", "")):
-        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        said = {"gguf_file": options.get("gguf_file"), "trust_remote_code": False}
+        config = options.get("config") or AutoConfig.from_pretrained(folder, **said)
+        model, info = auto_class(config).from_pretrained(folder, output_loading_info=True, **options)
     if absent := sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}):
         raise InputError(f"{folder} lacks weights of its model, or has them in another shape: {', '.join(absent[:3])}")
     if more := sorted(

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import msgspec
@@ -9,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.checkpoint.config import build_config, empty_model, read_written
+from secateur.checkpoint.config import build_config, described_model, empty_model, read_written
 from secateur.checkpoint.experts import Stacks
 from secateur.checkpoint.layout import INDEX, WEIGHTS
+from secateur.checkpoint.names import Names, are_as_stored, names_in
 from secateur.checkpoint.packed import Entry, check_parts, declared, parts_of, read_sparse
 from secateur.checkpoint.quantized import find_quantized, read_quantized
 from secateur.checkpoint.shards import FLOATS, Held, read_header, reading
@@ -32,6 +35,7 @@ class Source:
         config: its Hugging Face config.
         gathers: whether its norms need orders that only Secateur applies (``--fold gather``).
         held: what the files hold, by the names there; sparse weights as the dense ones that they stand for.
+        called: what the model calls them, where that is something else.
         stacks: which of them the model has as one tensor. All else here goes by the model's names.
         packed: whether it is a packed folder.
         sparse: what its files say of their sparse weights, by name; to all else they look like dense ones.
@@ -51,7 +55,18 @@ class Source:
         self.sparse: dict[str, Entry] = {}
         if self.packed:
             self._find_sparse()
-        self.stacks = Stacks(self.held)
+        self.called = Names() if are_as_stored(self.config) else names_in(self.held, self.described)
+        self.stacks = Stacks(self.held, self.called)
+
+    @cached_property
+    def described(self) -> PreTrainedModel:
+        """The model that its config describes, all on the meta device.
+
+        Raises:
+            InputError: when transformers cannot build it, or it is out of proportion to the files.
+        """
+        size = sum(prod(one.shape) for one in self.held.values())
+        return described_model(self.config, self.folder / "config.json", len(self.held), 2 * size)
 
     def _headers(self) -> dict[str, Held]:
         # As transformers looks for them: whatever else lies in the folder is not this model's.

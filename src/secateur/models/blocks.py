@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import InputError
-from secateur.models.families import FAMILIES
+from secateur.models.families import FAMILIES, inside
 from secateur.models.spaces import Family, Linear
 
 
@@ -55,29 +56,46 @@ class Block:
 def family_of(model: nn.Module) -> Family:
     """The family of ``model``: from the table by its config, or else found by walking it.
 
+    Of a model that sees images as well as text it is that of its language part.
+
     Raises:
         InputError: when no blocks with linears can be found.
     """
     config = getattr(model, "config", None)
-    known = FAMILIES.get(getattr(config, "model_type", None) or "")
-    family = known(config) if known else None
-    # A model without its head, or in a wrapper, has the blocks of its family elsewhere.
-    return family if family and _has(model, family.blocks) else _walk(model)
+    path = _language_part(model)
+    part = config.get_text_config() if config and path else config
+    known = FAMILIES.get(getattr(part, "model_type", None) or "")
+    family = known(part) if known else None
+    if family and path:
+        family = inside(family, path, config)
+    # A model without its head has the blocks of its family elsewhere.
+    return family if family and _has(model, family.blocks) else _walk(model, path)
+
+
+def _language_part(model: nn.Module) -> str:
+    """The path of the language model inside ``model``, if this wraps one and has its head; else empty."""
+    if not isinstance(model, PreTrainedModel) or model.config.get_text_config() is model.config:
+        return ""
+    decoder = model.get_decoder() if model.get_output_embeddings() is not None else model
+    return next(name for name, module in model.named_modules() if module is decoder)
 
 
 def _has(model: nn.Module, path: str) -> bool:
     return path in {name for name, _ in model.named_modules()}
 
 
-def _walk(model: nn.Module) -> Family:
-    """The largest list of blocks of one class, and every nn.Linear or Conv1D of such a block by itself.
+def _walk(model: nn.Module, path: str) -> Family:
+    """The largest list of blocks inside the module at ``path``, and every nn.Linear or Conv1D of one by itself.
 
-    Heads and embeddings lie outside the blocks, so they are never pruned.
+    Heads and embeddings lie outside the blocks, so they are never pruned. Blocks are of one class, or as many as the
+    config says: those of a hybrid model may be of several.
     """
+    config = getattr(model.get_submodule(path), "config", None)
+    depth = getattr(config, "num_hidden_layers", None)
     lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
+        (f"{path}.{name}".lstrip("."), module)
+        for name, module in model.get_submodule(path).named_modules()
+        if isinstance(module, nn.ModuleList) and (len({type(block) for block in module}) == 1 or len(module) == depth)
     ]
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of repeated blocks to prune")
@@ -97,6 +115,8 @@ def _walk(model: nn.Module) -> Family:
 def blocks_of(model: nn.Module, family: Family) -> list[Block]:
     """The blocks of ``model``, in the order in which they run, each with those linears of the family that it has.
 
+    A weight that serves in several blocks is none of theirs: when the first is pruned the others' inputs are not known.
+
     Raises:
         InputError: when two of them are one.
     """
@@ -104,11 +124,26 @@ def blocks_of(model: nn.Module, family: Family) -> list[Block]:
     assert isinstance(modules, nn.ModuleList)
     if len(set(modules)) < len(modules):
         raise InputError(f"{family.blocks} runs one block more than once, which cannot be pruned a block at a time")
+    shared = _shared(model, family.blocks)
     blocks = []
     for i, module in enumerate(modules):
-        inside = {name for name, _ in module.named_parameters()}
-        blocks.append(Block(f"{family.blocks}.{i}.", module, tuple(x for x in family.linears if x.tensor in inside)))
+        prefix = f"{family.blocks}.{i}."
+        own = {name for name, _ in module.named_parameters() if prefix + name not in shared}
+        blocks.append(Block(prefix, module, tuple(linear for linear in family.linears if linear.tensor in own)))
     return blocks
+
+
+def _shared(model: nn.Module, path: str) -> set[str]:
+    """The names of the weights that serve in several of the blocks at ``path``, in each of them.
+
+    Models of transformers say so; one without weights may not have tied them yet.
+    """
+    named = list(model.get_submodule(path).named_parameters(prefix=path, remove_duplicate=False))
+    blocks = {name: name.removeprefix(f"{path}.").partition(".")[0] for name, _ in named}
+    first: dict[int, str] = {}
+    pairs = [(name, first.setdefault(id(parameter), name)) for name, parameter in named]
+    pairs += getattr(model, "all_tied_weights_keys", {}).items()
+    return {name for pair in pairs if blocks.get(pair[0]) != blocks.get(pair[1]) for name in pair}
 
 
 def left_dense(blocks: Sequence[Block], skipped: Collection[str]) -> dict[str, float]:

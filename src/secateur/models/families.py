@@ -45,7 +45,7 @@ def _gated(norm: str) -> tuple[Linear, ...]:
 
 
 def llama(config: Any) -> Family:
-    """LLaMA, Mistral, Qwen2, Qwen3, SmolLM."""
+    """LLaMA, Mistral, Qwen2, Qwen3, SmolLM, and the language parts of Qwen2.5-VL and Qwen3-VL."""
     return Family(
         name="llama",
         blocks="model.layers",
@@ -68,6 +68,25 @@ def gemma(config: Any) -> Family:
         linears=_ATTENTION + _gated("pre_feedforward_layernorm"),
         inside=_norms(["input_layernorm", *sandwich]),
         unit_offset=True,
+    )
+
+
+def qwen3_5(config: Any) -> Family:
+    """Qwen3.5: most blocks have a recurrent mixer (gated DeltaNet) for attention; both gate their heads' outputs."""
+    base = llama(config)
+    mixer = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+    return replace(
+        base,
+        name="qwen3_5",
+        linears=(
+            *(Linear(f"linear_attn.{name}", "residual", norm="input_layernorm") for name in mixer),
+            Linear("linear_attn.out_proj", writes="residual"),
+            *base.linears,
+        ),
+        rules={"residual": "model", "mlp": "block"},  # the gates would have to follow the values
+        sizes={"mlp": "intermediate_size"},
+        unit_offset=True,
+        scaled_by={"mlp": ("mlp.up_proj", 0)},
     )
 
 
@@ -236,7 +255,10 @@ FAMILIES: dict[str, Callable[[Any], Family]] = {
     "llama": llama,
     "mistral": llama,
     "qwen2": llama,
+    "qwen2_5_vl_text": llama,
     "qwen3": llama,
+    "qwen3_vl_text": llama,
+    "qwen3_5_text": qwen3_5,
     "gemma2": gemma,
     "gemma3_text": gemma,
     "phi3": phi3,
@@ -248,3 +270,50 @@ FAMILIES: dict[str, Callable[[Any], Family]] = {
     "bloom": bloom,
     "falcon": falcon,
 }
+
+
+def _deepstack(config: Any) -> list[str]:
+    """What Qwen3-VL adds to the hidden states behind its first blocks."""
+    count = len(config.vision_config.deepstack_visual_indexes)
+    return [f"model.visual.deepstack_merger_list.{i}.linear_fc2" for i in range(count)]
+
+
+# The modules that write image features into the residual space of a language model, by the ``model_type`` of the whole.
+PROJECTORS: dict[str, Callable[[Any], list[str]]] = {
+    "gemma3": lambda _: ["model.multi_modal_projector"],
+    "llava": lambda _: ["model.multi_modal_projector.linear_2"],
+    "mistral3": lambda _: ["model.multi_modal_projector.linear_2"],
+    "qwen2_5_vl": lambda _: ["model.visual.merger.mlp.2"],
+    "qwen3_5": lambda _: ["model.visual.merger.linear_fc2"],
+    "qwen3_vl": lambda config: ["model.visual.merger.linear_fc2", *_deepstack(config)],
+    "smolvlm": lambda _: ["model.connector.modality_projection.proj"],
+}
+# What they call a matrix or vector along that space, and along which of its dimensions.
+_PROJECTIONS = {"weight": 0, "bias": 0, "mm_input_projection_weight": 1}
+
+
+def inside(family: Family, path: str, config: Any) -> Family:
+    """The family of a language model that is part of another model: its names there, and who else writes its spaces.
+
+    Args:
+        family: of the language model by itself.
+        path: of the language model, without its head.
+        config: of the whole. Where nothing is known of its type, the residual space keeps its order.
+    """
+    root = family.blocks.partition(".")[0]
+
+    def moved(name: str) -> str:
+        return path + name.removeprefix(root) if name.startswith(f"{root}.") else name
+
+    projectors = PROJECTORS.get(config.model_type)
+    images = [
+        Carrier(f"{module}.{parameter}", dim, "residual")
+        for module in (projectors(config) if projectors else ())
+        for parameter, dim in _PROJECTIONS.items()
+    ]
+    return replace(
+        family,
+        blocks=moved(family.blocks),
+        rules={space: rule for space, rule in family.rules.items() if projectors or rule != "model"},
+        outside=(*(replace(carrier, name=moved(carrier.name)) for carrier in family.outside), *images),
+    )

@@ -139,11 +139,12 @@ class Job:
         """Channels of all queries and all values; 0 in a block without attention."""
         if not any("attn" in name or "attention" in name for name, _ in block.module.named_modules()):
             return 0
-        config = self.model.config
+        config = self.model.config.get_text_config()
         if self.task.family.rules:
             queries, _, width = self.task.family.heads
             return 2 * queries * width
-        heads = config.num_attention_heads
+        if not (heads := getattr(config, "num_attention_heads", 0)):  # what RWKV calls attention is none
+            return 0
         width = getattr(config, "head_dim", None) or self.width // heads
         return int(heads * (getattr(config, "qk_head_dim", width) + getattr(config, "v_head_dim", width)))
 

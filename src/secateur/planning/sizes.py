@@ -141,7 +141,7 @@ def routed_share(model: PreTrainedModel, name: str, parameter: Tensor) -> float:
     Whether its layers are linears that can be pruned or not.
     """
     if parameter.ndim == 3 and ".experts." in name:
-        return min(1.0, model.config.num_experts_per_tok / max(1, len(parameter)))
+        return min(1.0, model.config.get_text_config().num_experts_per_tok / max(1, len(parameter)))
     return 1.0
 
 

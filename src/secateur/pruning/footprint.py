@@ -158,7 +158,7 @@ def _observing(task: Selection, block: Block, model: PreTrainedModel, samples: S
     put_out = sum(rows * (often if x.stack else 1) for x, (rows, _) in shapes.items() if not x.expert)
     states = itemsize * (OUTPUTS * put_out + STATES * config.hidden_size) + 2 * FLOAT * widest
     if getattr(config, "_attn_implementation", None) == "eager":
-        states += config.num_attention_heads * length * (itemsize + 2 * FLOAT)
+        states += getattr(config, "num_attention_heads", 0) * length * (itemsize + 2 * FLOAT)
     return tokens * states + (gram_bytes(widest) if task.recipe.needs_gram else 0)
 
 

@@ -73,9 +73,10 @@ def prepare(model: nn.Module, recipe: Recipe) -> Task:
     """
     family = family_of(model)
     blocks, skipped = leave_out_skipped(blocks_of(model, family), recipe)
-    if recipe.orders_channels and recipe.fold == "gather" and not (family.rules and family.gathers):
+    if recipe.orders_channels and recipe.fold == "gather" and not ("residual" in family.rules and family.gathers):
         raise InputError(
-            f"--fold gather needs a norm before every reader, and models of the family {family.name} have none"
+            f"--fold gather needs a norm before every reader of a residual space whose writers are known, and "
+            f"{type(model).__name__} (family {family.name}) has not"
         )
     patterns = _patterns([block.full_name(linear) for block in blocks for linear in block.linears], recipe)
     check_each(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from secateur.checkpoint.config import empty_model
+from secateur.checkpoint.config import empty_model, is_wrapper
 from secateur.errors import InputError
 from secateur.importance import METHODS
 from secateur.models.blocks import Block, blocks_of, family_of
@@ -65,6 +65,8 @@ def settle(
         InputError: when so much cannot go, the channels of its family are not known, or no config can say what would
             stay.
     """
+    if is_wrapper(config):
+        raise InputError(f"a {config.model_type} model has a language model as a part: shrink takes one by itself")
     if options.experts is not None:
         return _settle_experts(config, base, blocks, family, options.experts)
     number, whole = len(blocks), weights_of(blocks, family)
