@@ -28,6 +28,7 @@ LAYERS = [
         "runtime",
         "packing",
         "inspection",
+        "exporting",
     ],  # the main job, and running what it wrote
     [
         "verification",

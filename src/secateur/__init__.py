@@ -11,6 +11,8 @@ from secateur.errors import InputError
 if TYPE_CHECKING:
     from secateur.benchmark.measuring import bench
     from secateur.evaluation.evaluate import evaluate
+    from secateur.exporting.gguf import export
+    from secateur.exporting.hub import push
     from secateur.inspection import inspect
     from secateur.packing import pack, unpack
     from secateur.planning.plan import plan
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "bench",
     "evaluate",
+    "export",
     "generate",
     "inspect",
     "load",
@@ -42,6 +45,7 @@ __all__ = [
     "plan",
     "prune",
     "prune_module",
+    "push",
     "quantize",
     "shrink",
     "sweep",
@@ -55,6 +59,7 @@ _HOMES = {
     "Shrinkage": "secateur.shrinkage",
     "bench": "secateur.benchmark.measuring",
     "evaluate": "secateur.evaluation.evaluate",
+    "export": "secateur.exporting.gguf",
     "generate": "secateur.runtime.generation",
     "inspect": "secateur.inspection",
     "load": "secateur.runtime.loading",
@@ -62,6 +67,7 @@ _HOMES = {
     "plan": "secateur.planning.plan",
     "prune": "secateur.pruning.folder",
     "prune_module": "secateur.pruning.module",
+    "push": "secateur.exporting.hub",
     "quantize": "secateur.quantizing",
     "shrink": "secateur.shrinking.folder",
     "sweep": "secateur.sweeps.sweep",
