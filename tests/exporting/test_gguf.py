@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 import secateur
 from secateur.checkpoint import Source, local_folder
+from secateur.cli import main
 from secateur.errors import InputError, Notice
 from secateur.exporting.architecture import architecture_of, frequency_divisors
 from secateur.exporting.vocabulary import CONTROL, SPLITS, UNUSED, USER_DEFINED, vocabulary_of
@@ -234,6 +235,18 @@ def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(change):
     assert architecture_of(LlamaConfig()).name == "llama"
     with pytest.raises(InputError, match="which llama.cpp's llama does not have"):
         architecture_of(LlamaConfig(**change))
+
+
+def test_the_command_says_what_it_wrote(tmp_path, capsys):
+    folder, out = save(tmp_path / "model", "qwen3", of_bytes("qwen2")), tmp_path / "model.gguf"
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(folder), "--out", str(out), "--type", "f16", "--quiet", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert (stop.value.code, said["type"], said["bytes_on_disk"]) == (0, "f16", out.stat().st_size)
+    assert said["tensors"] == len(read(folder))
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(folder), "--out", str(out)])
+    assert stop.value.code == 2 and "delete it" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path):

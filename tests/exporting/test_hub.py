@@ -1,9 +1,11 @@
 """What goes to the hub, and what never does. A stand-in for the hub takes what it is given."""
 
 import json
+from fnmatch import fnmatch
 
 import huggingface_hub
 import pytest
+import torch
 
 import secateur
 from secateur.errors import InputError, Notice
@@ -92,6 +94,24 @@ def test_the_card_calls_the_model_by_its_name(push, folder):
     card = hub.files["README.md"].decode()
     assert f'from_pretrained("{NAME}"' in card and "THIS_FOLDER" not in card
     assert "THIS_FOLDER" in (folder / "README.md").read_text()
+
+
+def test_what_is_pushed_is_all_there_when_it_is_loaded_by_its_name(push, folder, tmp_path, monkeypatch):
+    hub = Hub()
+    push(hub, folder)
+
+    def download(name, *, allow_patterns):
+        assert name == NAME
+        for file, content in hub.files.items():
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).write_bytes(content)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    loaded = secateur.load(NAME)
+    assert hub.files.keys() == {path.name for path in tmp_path.iterdir()}
+    assert torch.equal(loaded.model.norm.weight, secateur.load(folder).model.norm.weight)
+    assert secateur.verify(tmp_path).passed
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from secateur.checkpoint.destination import check_apart
 from secateur.checkpoint.layout import CARD, INDEX, MANIFEST, ORDERS, WEIGHTS
 from secateur.checkpoint.recorded import changed_files, check_unchanged, manifest_of, unlisted_files
 from secateur.checkpoint.residence import resident
-from secateur.checkpoint.resolve import check_there, convert, load_whole, local_folder, outline
+from secateur.checkpoint.resolve import check_there, convert, folder_of, load_whole, local_folder, outline
 from secateur.checkpoint.source import Source
 from secateur.checkpoint.workspace import Workspace
 from secateur.checkpoint.writer import Writer
@@ -36,6 +36,7 @@ __all__ = [
     "check_unchanged",
     "context_of",
     "convert",
+    "folder_of",
     "load_into",
     "load_whole",
     "local_folder",

@@ -13,7 +13,7 @@ from secateur.checkpoint.config import build_config, check_depth, described_mode
 from secateur.checkpoint.converted import converted
 from secateur.checkpoint.durable import scratch_folder
 from secateur.checkpoint.gguf import read_contents
-from secateur.checkpoint.layout import ADAPTERS, CARD, COMPANIONS, INDEX, TERMS, WEIGHTS
+from secateur.checkpoint.layout import ADAPTERS, CARD, COMPANIONS, INDEX, MANIFEST, ORDERS, TERMS, WEIGHTS
 from secateur.checkpoint.source import Source
 from secateur.errors import InputError, install, naming, reason
 from secateur.models.gather import ORDER
@@ -24,7 +24,7 @@ FEW_TENSORS, MOST_WEIGHTS = 10_000, 100 * 10**12
 MOST_TOKENS = 10 * 10**6
 
 _TERMS = tuple(f"{written}*" for begin in TERMS for written in (begin, begin.upper(), begin.capitalize()))
-_FILES = (*COMPANIONS, CARD, *_TERMS, *ADAPTERS[:1], WEIGHTS, INDEX, "model-*.safetensors")
+_FILES = (*COMPANIONS, CARD, MANIFEST, ORDERS, *_TERMS, *ADAPTERS[:1], WEIGHTS, INDEX, "model-*.safetensors")
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def local_folder(model: str, scratch: Path | None = None) -> Iterator[Path]:
             check(Source(folder))  # in the cache it may have come to harm
             yield folder
         return
-    folder = path if path.exists() else _download(model)
+    folder = folder_of(model)
     if check(Source(folder)):
         yield folder
         return
@@ -125,6 +125,16 @@ def _check_gguf(path: Path) -> PreTrainedModel:
     model = described_model(config, path, contents.tensors, 2 * contents.weights)
     check_size(model, contents.weights, path)
     return model
+
+
+def folder_of(model: str) -> Path:
+    """The folder of a model that is one: here, or in the hub's cache, where it is fetched to. Nothing in it is checked.
+
+    Raises:
+        InputError: when there is neither such a folder nor a model of that name.
+    """
+    path = Path(model)
+    return path if path.exists() else _download(model)
 
 
 def _download(model: str, files: Sequence[str] = _FILES) -> Path:

@@ -79,10 +79,10 @@ def sizes_of(config: PreTrainedConfig) -> dict[str, Any]:
             stacklevel=3,
         )
         context = window
-    scaling = {}
+    scaling: dict[str, Any] = {}
     if rope["rope_type"] == "linear":
         scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
-    return {
+    sizes = {
         "block_count": config.num_hidden_layers,
         "context_length": context,
         "embedding_length": config.hidden_size,
@@ -97,6 +97,10 @@ def sizes_of(config: PreTrainedConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         **scaling,
     }
+    for key, value in sizes.items():
+        if isinstance(value, int) and not 0 < value < 1 << 32:
+            raise InputError(f"no GGUF file can say that {key} is {value}")
+    return sizes
 
 
 def head_size(config: PreTrainedConfig) -> int:

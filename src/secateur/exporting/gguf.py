@@ -20,7 +20,7 @@ from torch import Tensor
 from secateur.checkpoint import Source, check_finite, check_unchanged, local_folder, outline
 from secateur.checkpoint.durable import replacing
 from secateur.checkpoint.steps import last_part
-from secateur.errors import InputError, Notice, install
+from secateur.errors import InputError, Notice, install, naming
 from secateur.exporting.architecture import Architecture, architecture_of, frequency_divisors, in_pairs, sizes_of
 from secateur.exporting.vocabulary import vocabulary_of
 from secateur.progress import Progress
@@ -30,6 +30,7 @@ TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7}
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _BLOCK = 32  # weights of a row that share a scale in q8_0
 _VERSION = 2  # of ggml's types of few bits
+_REFUSED = "cannot be exported to GGUF"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def export(
     """
     out, progress = Path(out), progress or Progress()
     _check(out, to, type)
-    architecture = architecture_of(outline(str(model)).config)
+    config = outline(str(model)).config
+    with naming(model, _REFUSED):
+        architecture = architecture_of(config)  # before the weights are fetched
     with progress, local_folder(str(model), out.parent) as folder:
         check_unchanged(folder)
         source = Source(folder)
@@ -79,15 +82,16 @@ def export(
                 f"{model} was written with --fold gather, and only Secateur runs it: prune with --fold exact"
             )
         kind = type or next((name for name, dtype in _DTYPES.items() if dtype == source.precision), "f32")
-        entries = {
-            "general.type": "model",
-            "general.name": last_part(str(model)),
-            "general.file_type": TYPES[kind],
-            "general.quantization_version": _VERSION,
-            **{f"{architecture.name}.{key}": value for key, value in sizes_of(source.config).items()},
-            **vocabulary_of(source.tokenizer(), source.config),
-        }
-        tensors = _planned(source, architecture, kind)
+        with naming(model, _REFUSED):
+            entries = {
+                "general.type": "model",
+                "general.name": last_part(str(model)),
+                "general.file_type": TYPES[kind],
+                "general.quantization_version": _VERSION,
+                **{f"{architecture.name}.{key}": value for key, value in sizes_of(source.config).items()},
+                **vocabulary_of(source.tokenizer(), source.config),
+            }
+            tensors = _planned(source, architecture, kind)
         progress.start("export", len(tensors), "tensors")
         with replacing(out) as path:
             _write(path, architecture, entries, tensors, source, progress)

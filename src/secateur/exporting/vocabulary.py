@@ -12,7 +12,6 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -72,11 +71,10 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) 
     ids = _special_ids(tokenizer, config, len(tokens))
     if pieces and "unknown" in ids:
         tokens[ids["unknown"]] = (tokens[ids["unknown"]][0], UNKNOWN)
-    kinds = [kind for _, kind in tokens]
     entries = {
         **(_of_pieces(said, tokens) if pieces else _of_bytes(said)),
         "ggml.tokens": [text for text, _ in tokens],
-        "ggml.token_type": kinds,
+        "ggml.token_type": [kind for _, kind in tokens],
         **{f"ggml.{name}_token_id": number for name, number in ids.items()},
         **_added_around(tokenizer),
     }
@@ -86,9 +84,9 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) 
 def _refuse_unknown(said: Mapping[str, Any]) -> None:
     """Raise :class:`InputError` where a tokenizer does what no GGUF file says, whatever its kind."""
     model = said["model"]
-    kinds = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}
-    if model["type"] != "BPE" or any(model[key] for key in kinds) or not model["merges"]:
-        raise InputError(f"the tokenizer is a {model['type']}, and only BPE with merges, and nothing else, is exported")
+    more = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    if model["type"] != "BPE" or any(model[key] for key in more) or not model["merges"]:
+        raise InputError(f"only a plain BPE with merges is exported, and the tokenizer, a {model['type']}, is none")
     for token in said["added_tokens"]:
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
             raise InputError(
@@ -117,7 +115,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, r
         number = getattr(tokenizer, f"{key}_token_id")
         if number is None:
             written = getattr(config, f"{key}_token_id", None)
-            number = written[0] if isinstance(written, list) else written
+            number = next(iter(written), None) if isinstance(written, list) else written
         if number is not None and 0 <= number < rows:
             ids[name] = number
     if "eos" not in ids:
@@ -199,17 +197,14 @@ def _begins_with_space(said: Mapping[str, Any]) -> bool:
     steps = before["normalizers"] if before and before["type"] == "Sequence" else [before]
     if split is None and steps in ([_REPLACE], [{"type": "Prepend", "prepend": _SPACE}, _REPLACE]):
         return len(steps) == 2
-    meta = split or {}
-    if before is not None or (meta.get("type"), meta.get("replacement"), meta.get("split")) != (
-        "Metaspace",
-        _SPACE,
-        False,
-    ):
+    scheme = (split or {}).get("prepend_scheme")
+    meta = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme, "split": False}
+    if before is not None or split != meta:
         raise InputError(
             f"the tokenizer changes text by {_brief(before)} and splits it by {_brief(split)}, and sentencepiece, as "
             "llama.cpp has it, does neither"
         )
-    if (scheme := meta["prepend_scheme"]) == "never":
+    if scheme == "never":
         return False
     after = ", and text after a special token," if scheme == "first" else ""
     warnings.warn(
@@ -222,27 +217,35 @@ def _begins_with_space(said: Mapping[str, Any]) -> bool:
 
 
 def _scores(tokens: Sequence[tuple[str, int]], merges: Sequence[tuple[str, str]]) -> list[float]:
-    """A score for each token with which merging the best first does what ``merges`` do, in their order.
+    """A score for each token with which merging the best first, and the leftmost of the best, does what ``merges`` do.
 
     sentencepiece merges whatever two neighbours make a token, that of the highest score first. Merges are the same if
-    they are all pairs that make a token, and those that make one follow each other.
+    they are all pairs that make a token, and those that make one follow each other. Runs of spaces have one score in
+    LLaMA's vocabulary, and the pair with the longest left part goes first: the leftmost, since a run grows from there.
 
     Raises:
         InputError: when they are not.
     """
     texts = {text for text, kind in tokens if kind == NORMAL}
-    made = [left + right for left, right in merges if left + right in texts]
-    order = dict.fromkeys(made)  # each token once
-    pairs = {(text[:cut], text[cut:]) for text in texts for cut in range(1, len(text))}
-    pairs = {(left, right) for left, right in pairs if left in texts and right in texts}
-    changes = 1 + sum(one != next_ for one, next_ in pairwise(made))
-    if pairs != set(merges) or changes != len(order):
+    parts = [(text[:cut], text[cut:]) for text in texts for cut in range(1, len(text))]
+    alike = {(left, right) for left, right in parts if left in texts and right in texts} == set(merges)
+    last = {left + right: rank for rank, (left, right) in enumerate(merges)}
+    scores: dict[str, float] = {}
+    begin = end = -1
+    for rank, (left, right) in enumerate(merges):
+        made = left + right
+        if rank > end:  # all that was made so far is made no more
+            begin = rank
+        elif made != merges[begin][0] + merges[begin][1]:
+            alike &= set(made) == {_SPACE} and len(left) <= len(merges[rank - 1][0])
+        end = max(end, last[made])
+        scores[made] = -float(begin)
+    if not alike:
         raise InputError(
             "the tokenizer merges other pairs than sentencepiece would, or in another order, and no GGUF file says so"
         )
-    ranks = {text: float(-rank) for rank, text in enumerate(order)}
-    last = -float(len(ranks))
-    return [ranks.get(text, last) if kind == NORMAL else 0.0 for text, kind in tokens]
+    least = -float(len(merges))
+    return [scores.get(text, least) if kind == NORMAL else 0.0 for text, kind in tokens]
 
 
 def _brief(part: Any) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from secateur.checkpoint import Source, check, load_into, load_whole
+from secateur.checkpoint import Source, check, folder_of, load_into, load_whole
 from secateur.checkpoint.sparse import stack_rows
 from secateur.devices import choose_device, free_memory
 from secateur.errors import InputError, Notice, naming
@@ -52,7 +52,7 @@ def load(
     it dense. ``offloaded`` of the model has them; it is None of a model that is loaded whole.
 
     Args:
-        folder: a local model folder.
+        folder: a model folder, or the name of one on the hub.
         dtype: ``auto`` for the precision in which it is stored.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` …
         form: on a CUDA device, the form of pruned linears: ``auto`` (the fastest), ``dense``, ``2:4`` or ``packed``.
@@ -64,7 +64,8 @@ def load(
     """
     check_form(form)
     chosen = choose_device(str(device))
-    source = Source(Path(folder))
+    folder = folder_of(str(folder))
+    source = Source(folder)
     known = check(source)  # what goes by older names is left to transformers, which says as well what is missing
     precision = source.precision if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."))
     if known and memory is not None and not _fits(source, precision, chosen, memory):
@@ -77,7 +78,7 @@ def load(
     if source.packed or source.scheme:
         model = _load_in_parts(source, precision, chosen)
     else:
-        model = load_whole(Path(folder), config=source.config, dtype=dtype)
+        model = load_whole(folder, config=source.config, dtype=dtype)
     orders = source.read([name for name in source.names() if name.endswith(ORDER)])
     attach_orders(model, orders)
     model.to(chosen).eval()
