@@ -13,7 +13,7 @@ import secateur
 from secateur.checkpoint import Source, local_folder
 from secateur.cli import main
 from secateur.errors import InputError, Notice
-from secateur.exporting.architecture import architecture_of, frequency_divisors
+from secateur.exporting.architecture import architecture_of, frequency_divisors, sizes_of
 from secateur.exporting.vocabulary import CONTROL, SPLITS, UNUSED, USER_DEFINED, vocabulary_of
 from secateur.recipe import Recipe
 from tests import pico
@@ -58,7 +58,6 @@ def same(one, other):
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
-        ("llama-mha", {}),
         ("llama-gqa-tied", {}),
         ("mistral", {"sliding_window": None}),
         ("qwen2", {}),
@@ -132,11 +131,12 @@ def test_frequencies_are_divided_as_llama_3_does():
     assert (divisors.diff() > -1e-5).all()
 
 
-def test_a_sliding_window_bounds_the_context(tmp_path):
-    folder = save(tmp_path / "model", "mistral", of_bytes("gpt-2"))
+def test_a_sliding_window_bounds_the_context():
+    config = pico.ALL["mistral"]()
     with pytest.warns(Notice, match="context is 16 tokens"):
-        secateur.export(folder, tmp_path / "model.gguf")
-    assert gguf.GGUFReader(tmp_path / "model.gguf").fields["llama.context_length"].contents() == 16
+        assert sizes_of(config)["context_length"] == 16
+    config.sliding_window = None
+    assert sizes_of(config)["context_length"] == 128
 
 
 def described(tokenizer, **config):
