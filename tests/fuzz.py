@@ -121,6 +121,11 @@ def quantize(folder: Path) -> None:
     secateur.quantize(folder, folder.parent / "out", QuantizationRecipe(method="rtn", group_size=16), force=True)
 
 
+def export(folder: Path) -> None:
+    """As far as its tokenizer, which has no merges."""
+    secateur.export(folder, folder.parent / "out.gguf")
+
+
 def plan(folder: Path) -> None:
     """From its config alone."""
     outline(str(folder))
@@ -153,10 +158,10 @@ def read_corpus(path: Path) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    "config": Target("dense", "config.json", damage.in_json, (secateur.inspect, secateur.load, prune, plan)),
+    "config": Target("dense", "config.json", damage.in_json, (secateur.inspect, secateur.load, prune, plan, export)),
     "index": Target("sharded", "*.index.json", damage.in_json, (secateur.inspect, secateur.load, prune)),
     "safetensors": Target("dense", "*.safetensors", damage.in_safetensors, (secateur.inspect, secateur.load, prune)),
-    "tokenizer": Target("dense", "tokenizer*.json", damage.in_json, (calibrate, generate)),
+    "tokenizer": Target("dense", "tokenizer*.json", damage.in_json, (calibrate, generate, export)),
     "generation config": Target("dense", "generation_config.json", damage.in_json, (generate, prune)),
     "card": Target("dense", "README.md", damage.in_bytes, (prune,)),
     "card with results": Target("pruned", "README.md", damage.in_bytes, (measure, pack)),

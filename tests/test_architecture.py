@@ -30,6 +30,7 @@ LAYERS = [
         "masking",
         "packing",
         "inspection",
+        "exporting",
     ],  # the main job, and running what it wrote
     [
         "verification",

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from secateur.benchmark.measuring import bench
     from secateur.budget import compress
     from secateur.evaluation.evaluate import evaluate
+    from secateur.exporting.gguf import export
+    from secateur.exporting.hub import push
     from secateur.inspection import inspect
     from secateur.masking import apply, mask
     from secateur.packing import pack, unpack
@@ -39,6 +41,7 @@ __all__ = [
     "bench",
     "compress",
     "evaluate",
+    "export",
     "generate",
     "inspect",
     "load",
@@ -47,6 +50,7 @@ __all__ = [
     "plan",
     "prune",
     "prune_module",
+    "push",
     "quantize",
     "shrink",
     "sweep",
@@ -62,6 +66,7 @@ _HOMES = {
     "bench": "secateur.benchmark.measuring",
     "compress": "secateur.budget",
     "evaluate": "secateur.evaluation.evaluate",
+    "export": "secateur.exporting.gguf",
     "generate": "secateur.runtime.generation",
     "inspect": "secateur.inspection",
     "load": "secateur.runtime.loading",
@@ -70,6 +75,7 @@ _HOMES = {
     "plan": "secateur.planning.plan",
     "prune": "secateur.pruning.folder",
     "prune_module": "secateur.pruning.module",
+    "push": "secateur.exporting.hub",
     "quantize": "secateur.quantizing",
     "shrink": "secateur.shrinking.folder",
     "sweep": "secateur.sweeps.sweep",

@@ -13,7 +13,7 @@ from secateur.checkpoint.config import auto_class, build_config, check_depth, de
 from secateur.checkpoint.converted import converted
 from secateur.checkpoint.durable import scratch_folder
 from secateur.checkpoint.gguf import read_contents
-from secateur.checkpoint.layout import ADAPTERS, CARD, COMPANIONS, INDEX, TERMS, WEIGHTS
+from secateur.checkpoint.layout import ADAPTERS, CARD, COMPANIONS, INDEX, MANIFEST, ORDERS, TERMS, WEIGHTS
 from secateur.checkpoint.source import Source
 from secateur.errors import InputError, install, naming, reason
 from secateur.models.gather import ORDER
@@ -24,7 +24,7 @@ FEW_TENSORS, MOST_WEIGHTS = 10_000, 100 * 10**12
 MOST_TOKENS = 10 * 10**6
 
 _TERMS = tuple(f"{written}*" for begin in TERMS for written in (begin, begin.upper(), begin.capitalize()))
-_FILES = (*COMPANIONS, CARD, *_TERMS, *ADAPTERS[:1], WEIGHTS, INDEX, "model-*.safetensors")
+_FILES = (*COMPANIONS, CARD, MANIFEST, ORDERS, *_TERMS, *ADAPTERS[:1], WEIGHTS, INDEX, "model-*.safetensors")
 
 
 @contextmanager

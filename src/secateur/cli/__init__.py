@@ -20,7 +20,15 @@ from typing import Any
 
 import cyclopts
 
-from secateur.cli import checks, models, planning, running, serving, sweeps  # noqa: F401 (their commands join the app)
+from secateur.cli import (  # noqa: F401 (their commands join the app)
+    checks,
+    models,
+    planning,
+    publishing,
+    running,
+    serving,
+    sweeps,
+)
 from secateur.cli.common import app
 from secateur.cli.failures import report, say
 from secateur.errors import Notice, RankError

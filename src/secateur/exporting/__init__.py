@@ -1,0 +1,1 @@
+"""Out of Secateur, to where models run: files of other formats."""
