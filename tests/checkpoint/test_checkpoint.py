@@ -167,7 +167,7 @@ def test_an_older_layout_is_brought_up_to_date(folder):
     assert not converted.exists()
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "phimoe", "granite-moe", "gpt-oss"])
 def test_experts_are_stacked_as_the_model_has_them_and_split_again(name, tmp_path):
     source = Source(pico.save(name, tmp_path / "dense"))
     tensors = source.read(source.names())

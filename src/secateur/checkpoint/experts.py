@@ -1,4 +1,7 @@
-"""Experts: files hold their weights one by one, and today's transformers stacks them in one tensor."""
+"""What files call a model's tensors: often otherwise than the model, and experts one by one, which it has in stacks.
+
+transformers knows how: it keeps, for each type of model, what it renames when it reads files, and what it stacks.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,28 +9,46 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter, WeightRenaming
 
 from secateur.errors import InputError
 
-_EXPERT = re.compile(r"(.*)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(w[123]|(?:gate|up|down)_proj)\.weight")
-# The stack that each kind goes to, and its place among the rows there.
-_STACKS = {
-    "w1": ("gate_up_proj", 0),
-    "w3": ("gate_up_proj", 1),
-    "w2": ("down_proj", 0),
-    "gate_proj": ("gate_up_proj", 0),
-    "up_proj": ("gate_up_proj", 1),
-    "down_proj": ("down_proj", 0),
-}
+
+class _Names:
+    """What transformers calls the tensors in the files of a type of model."""
+
+    def __init__(self, model_type: str) -> None:
+        rules = get_checkpoint_conversion_mapping(model_type) or []
+        self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        self._stackings = [rule for rule in rules if isinstance(rule, WeightConverter) and _stacks(rule)]
+
+    def of(self, name: str) -> tuple[str, tuple[int, int] | None]:
+        """The model's name for a tensor of the files; of a part of a stack, that and which layer and part it is."""
+        if name == "embed_out.weight":
+            return "lm_head.weight", None
+        for renaming in self._renamings:
+            name, _ = renaming.rename_source_key(name)
+        for stacking in self._stackings:
+            stack, pattern = stacking.rename_source_key(name)
+            if pattern is not None:
+                return stack, (int(_NUMBER.findall(name)[-1]), stacking.source_patterns.index(pattern))
+        return name, None
 
 
-def _current_name(name: str) -> str:
-    """What transformers calls today a tensor that files hold under an older name."""
-    return "lm_head.weight" if name == "embed_out.weight" else name.replace(".block_sparse_moe.", ".mlp.")
+_NUMBER = re.compile(r"\.(\d+)(?=\.)")
+
+
+def _stacks(rule: WeightConverter) -> bool:
+    """Whether it stacks layers, each of some parts one above the other, and does nothing else."""
+    merge, *joins = rule.operations
+    if not isinstance(merge, MergeModulelist) or merge.dim != 0 or len(joins) > 1:
+        return False
+    return not joins or (isinstance(joins[0], Concatenate) and joins[0].dim == 1)
 
 
 class Stacks:
-    """Which tensors of a model are stacks of others in its files: Mixtral's and Qwen's experts.
+    """Which tensors of a model are stacks of others in its files, such as experts, and what these call all others.
 
     Attributes:
         names: the model's tensors by its own names, in the order of the files.
@@ -35,19 +56,20 @@ class Stacks:
             the other.
     """
 
-    def __init__(self, files: Iterable[str]) -> None:
+    def __init__(self, files: Iterable[str], model_type: str) -> None:
         """Sort the names of the tensors that the files hold; raises :class:`InputError` where experts are missing."""
+        names = _Names(model_type)
         self.members: dict[str, list[list[str]]] = {}
         self._stored: dict[str, str] = {}  # of all others, the name in the files
         layers: dict[str, dict[int, dict[int, str]]] = {}
         for name in files:
-            if match := _EXPERT.fullmatch(name):
-                kind, part = _STACKS[match[3]]
-                stack = f"{match[1]}.mlp.experts.{kind}"
-                layers.setdefault(stack, {}).setdefault(int(match[2]), {})[part] = name
-                self._stored[stack] = ""
+            known, place = names.of(name)
+            if place is None:
+                self._stored[known] = name
             else:
-                self._stored[_current_name(name)] = name
+                layer, part = place
+                layers.setdefault(known, {}).setdefault(layer, {})[part] = name
+                self._stored[known] = ""
         for stack, experts in layers.items():
             if (numbers := sorted(experts)) != list(range(len(experts))):
                 raise InputError(f"the files hold experts {', '.join(map(str, numbers))} of {stack}: some are missing")

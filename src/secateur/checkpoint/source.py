@@ -51,7 +51,7 @@ class Source:
         self.sparse: dict[str, Entry] = {}
         if self.packed:
             self._find_sparse()
-        self.stacks = Stacks(self.held)
+        self.stacks = Stacks(self.held, self.config.model_type)
 
     def _headers(self) -> dict[str, Held]:
         # As transformers looks for them: whatever else lies in the folder is not this model's.

@@ -1,16 +1,17 @@
 """Find a model's blocks and the linears in them."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import InputError
+from secateur.models.experts import find_experts, routers
 from secateur.models.families import FAMILIES
-from secateur.models.spaces import Family, Linear
+from secateur.models.spaces import Family, Linear, Rule
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ def family_of(model: nn.Module) -> Family:
     known = FAMILIES.get(getattr(config, "model_type", None) or "")
     family = known(config) if known else None
     # A model without its head, or in a wrapper, has the blocks of its family elsewhere.
-    return family if family and _has(model, family.blocks) else _walk(model)
+    family = _with_experts(model, family if family and _has(model, family.blocks) else _walk(model))
+    if not family.linears:
+        raise InputError(f"the blocks of {type(model).__name__} ({family.blocks}) hold no nn.Linear")
+    return family
 
 
 def _has(model: nn.Module, path: str) -> bool:
@@ -70,28 +74,52 @@ def _has(model: nn.Module, path: str) -> bool:
 
 
 def _walk(model: nn.Module) -> Family:
-    """The largest list of blocks of one class, and every nn.Linear or Conv1D of such a block by itself.
+    """The largest list of blocks, and every nn.Linear or Conv1D of such a block by itself, but for routers.
 
-    Heads and embeddings lie outside the blocks, so they are never pruned.
+    Blocks are of one class, or of classes that one file defines: a hybrid model may have one for each kind. Heads and
+    embeddings lie outside the blocks, so they are never pruned.
     """
     lists = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
+        if isinstance(module, nn.ModuleList) and (_classes(module) == 1 or _files(module) == 1)
     ]
     if not lists:
         raise InputError(f"{type(model).__name__} has no list of repeated blocks to prune")
     path, blocks = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
-    # Blocks may differ: a hybrid model has attention in some and convolutions in others.
-    linears = dict.fromkeys(
-        Linear(name, transposed=isinstance(module, Conv1D))
-        for block in blocks
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    )
-    if not linears:
-        raise InputError(f"the blocks of {type(model).__name__} ({path}) hold no nn.Linear")
+    linears: dict[Linear, None] = {}
+    for block in blocks:  # which may differ: a hybrid model has attention in some and convolutions in others
+        left = routers(block)
+        linears |= dict.fromkeys(
+            Linear(name, transposed=isinstance(module, Conv1D))
+            for name, module in block.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and name not in left
+        )
     return Family("generic", path, tuple(linears))
+
+
+def _classes(blocks: nn.ModuleList) -> int:
+    return len({type(block) for block in blocks})
+
+
+def _files(blocks: nn.ModuleList) -> int:
+    """How many files define the classes of some modules, or 0 where one is torch's own."""
+    files = {type(block).__module__ for block in blocks}
+    return 0 if any(file.startswith("torch.") for file in files) else len(files)
+
+
+def _with_experts(model: nn.Module, family: Family) -> Family:
+    """The family with the experts that are found in the model's blocks, each with a space of its own."""
+    outside = "residual" if "residual" in family.rules else None
+    blocks = model.get_submodule(family.blocks)
+    found = dict.fromkeys(linear for block in blocks.children() for linear in find_experts(block, outside))
+    inside = [linear.reads for linear in found if linear.reads and linear.reads != outside]
+    sizes = {**family.sizes}
+    if outside:
+        width = "moe_intermediate_size" if hasattr(model.config, "moe_intermediate_size") else "intermediate_size"
+        sizes |= dict.fromkeys(inside, width)
+    rules: dict[str, Rule] = {**family.rules, **dict.fromkeys(inside, "block")}
+    return replace(family, linears=(*family.linears, *found), rules=rules, sizes=sizes)
 
 
 def blocks_of(model: nn.Module, family: Family) -> list[Block]:
@@ -111,6 +139,18 @@ def blocks_of(model: nn.Module, family: Family) -> list[Block]:
     return blocks
 
 
+def weights_in(blocks: Iterable[Block]) -> int:
+    """The number of weights with rows and columns that lie in ``blocks``: of a model's decoder."""
+    return sum(p.numel() for block in blocks for _, p in _matrices(block))
+
+
+def _matrices(block: Block) -> Iterator[tuple[str, nn.Parameter]]:
+    """The weights with rows and columns, of a stack of experts as well, but not the biases of that."""
+    for name, parameter in block.module.named_parameters():
+        if parameter.ndim > 1 and not name.endswith("bias"):
+            yield name, parameter
+
+
 def left_dense(blocks: Sequence[Block], skipped: Collection[str]) -> dict[str, float]:
     """Weights with rows and columns that lie in ``blocks`` and are not pruned, though nobody asked for that.
 
@@ -122,12 +162,11 @@ def left_dense(blocks: Sequence[Block], skipped: Collection[str]) -> dict[str, f
         by its name in the block, the share that each kind has of all such weights; the largest first.
     """
     sizes: Counter[str] = Counter()
-    whole = 0
+    whole = weights_in(blocks)
     for block in blocks:
-        for name, parameter in block.module.named_parameters():
-            whole += parameter.numel() if parameter.ndim > 1 else 0
-            wanted = any(linear.tensor == name for linear in block.linears)
+        pruned = {linear.tensor for linear in block.linears}
+        for name, parameter in _matrices(block):
             asked = block.prefix + name.removesuffix(".weight") in skipped
-            if parameter.ndim > 1 and not wanted and not asked:
+            if name not in pruned and not asked:
                 sizes[name] += parameter.numel()
     return {name: size / whole for name, size in sizes.most_common()}

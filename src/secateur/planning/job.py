@@ -129,7 +129,7 @@ class Job:
         if not any("attn" in name or "attention" in name for name, _ in block.module.named_modules()):
             return 0
         config = self.model.config
-        if self.task.family.rules:
+        if "value" in self.task.family.rules:
             queries, _, width = self.task.family.heads
             return 2 * queries * width
         heads = config.num_attention_heads

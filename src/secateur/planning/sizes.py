@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from secateur.benchmark.roles import role_of
 from secateur.checkpoint.sparse import packed_bytes
 from secateur.models.blocks import Block
+from secateur.models.experts import experts_per_token
 from secateur.models.spaces import Linear
 from secateur.patterns import Pattern, count_kept
 from secateur.pruning.prepare import Task
@@ -141,7 +142,7 @@ def routed_share(model: PreTrainedModel, name: str, parameter: Tensor) -> float:
     Whether its layers are linears that can be pruned or not.
     """
     if parameter.ndim == 3 and ".experts." in name:
-        return min(1.0, model.config.num_experts_per_tok / max(1, len(parameter)))
+        return min(1.0, experts_per_token(model.config) / max(1, len(parameter)))
     return 1.0
 
 

@@ -21,6 +21,7 @@ from secateur.calibrate.divergence import TOKENS
 from secateur.devices import free_memory, resident_memory
 from secateur.errors import InputError
 from secateur.models.blocks import Block
+from secateur.models.experts import experts_per_token
 from secateur.models.spaces import Linear, judged_together, reader_groups
 from secateur.pruning.order import SURVEYED_ROWS
 from secateur.pruning.prepare import TOKENS_ON_CPU, Samples, Selection, Task
@@ -152,7 +153,7 @@ def _observing(task: Selection, block: Block, model: PreTrainedModel, samples: S
     length = max((batch.shape[1] for batch in samples.batches), default=0)
     widest = max((columns for _, columns in shapes.values()), default=0)
     # Each token passes some experts of a stack and not all, and they are all of one shape.
-    often = getattr(config, "num_experts_per_tok", 1)
+    often = experts_per_token(config)
     put_out = sum(rows * (often if x.stack else 1) for x, (rows, _) in shapes.items() if not x.expert)
     states = itemsize * (OUTPUTS * put_out + STATES * config.hidden_size) + 2 * FLOAT * widest
     if getattr(config, "_attn_implementation", None) == "eager":

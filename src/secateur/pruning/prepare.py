@@ -70,7 +70,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> Task:
     """
     family = family_of(model)
     blocks, skipped = leave_out_skipped(blocks_of(model, family), recipe)
-    if recipe.orders_channels and recipe.fold == "gather" and not (family.rules and family.gathers):
+    if recipe.orders_channels and recipe.fold == "gather" and not family.gathers:
         raise InputError(
             f"--fold gather needs a norm before every reader, and models of the family {family.name} have none"
         )

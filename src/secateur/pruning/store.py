@@ -162,7 +162,7 @@ class FolderStore:
         written = self._writer.again()
         if self._scheme:
             written = decoded(written, self._scheme)
-        stacks = Stacks(written)
+        stacks = Stacks(written, self._source.config.model_type)
         for name in stacks.names:
             tensor = stacks.join(name, written)
             # Into the memory that the block had when it was pruned: kernels may round by where a weight begins.
