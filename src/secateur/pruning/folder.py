@@ -93,7 +93,7 @@ def prune(
         }
         if ranks.first:
             gathers = recipe.orders_channels and recipe.fold == "gather"
-            writer.finish(model, folder, manifest, orders, gathers, source.base if source.scheme else None)
+            writer.finish(model, folder, manifest, orders, gathers, source.base if source.decodes else None)
         return ranks.tell(manifest, dict[str, Any])
 
 

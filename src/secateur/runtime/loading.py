@@ -38,7 +38,7 @@ def load(
     A plain folder loads as ``AutoModelForCausalLM.from_pretrained`` loads it; one that was written with
     ``--fold gather`` gets the norms that it needs.
 
-    Quantized weights are decoded once, and run dense.
+    Weights that are quantized, or stored in floats of few bits, are decoded once, and run dense.
 
     A folder that was packed keeps its weights packed, as :class:`~secateur.runtime.sparse_linear.SparseLinear`,
     where there are kernels for them: for bfloat16 and int8 values, on the CPU experts included. Others are expanded,
@@ -74,7 +74,7 @@ def load(
         _add_generation_config(model, source)
         model.choices = ()
         return model
-    if source.packed or source.scheme:
+    if source.packed or source.decodes:
         model = _load_in_parts(source, precision, chosen)
     else:
         model = load_whole(Path(folder), config=source.config, dtype=dtype)
