@@ -95,7 +95,7 @@ class Source:
                 parts = [self.held.pop(part) for part in parts_of(name, entry)]
                 check_parts(shard, name, entry, [(part.dtype, part.shape) for part in parts])
                 self.sparse[name] = entry
-                self.held[name] = Held(shard, entry.shape, FLOATS[entry.dtype], sum(part.nbytes for part in parts))
+                self.held[name] = Held(shard, entry.whole, FLOATS[entry.dtype], sum(part.nbytes for part in parts))
 
     def refuse_gathers(self, purpose: str) -> None:
         """Raise :class:`InputError` if plain transformers could not load it: ``purpose`` says what it is not for."""
@@ -167,7 +167,7 @@ class Source:
 
     def _expanded(self, name: str, dtype: torch.dtype | None) -> Tensor:
         weight = self.read_sparse(name)
-        return (weight if dtype is None else weight.to(dtype)).dense()
+        return (weight if dtype is None else weight.to(dtype)).dense().view(self.sparse[name].whole)
 
     def read_sparse(self, name: str) -> SparseWeight:
         """One of the weights in ``sparse``; raises :class:`InputError` when it is damaged."""

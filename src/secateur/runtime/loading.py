@@ -148,7 +148,10 @@ def _stays_packed(source: Source, name: str, precision: torch.dtype, device: tor
     if not (has_triton() if on_gpu else device.type == "cpu" and KERNELS) or (on_gpu and name in source.stacks.members):
         return False
     entries = [source.sparse.get(part) for part in source.stacks.parts(name)]
-    return all(entry and (entry.group or entry.dtype == "bfloat16" or precision == torch.bfloat16) for entry in entries)
+    return all(
+        entry and not entry.layers and (entry.group or entry.dtype == "bfloat16" or precision == torch.bfloat16)
+        for entry in entries
+    )
 
 
 def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype, device: torch.device) -> set[str]:
