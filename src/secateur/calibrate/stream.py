@@ -287,7 +287,7 @@ def in_parts(block: Block, room: float) -> list[list[list[Linear]]]:
     parts: list[list[list[Linear]]] = []
     left = 0.0
     for group in reader_groups(block.linears):
-        size = gram_bytes(block.weight(group[0]).shape[1])
+        size = gram_bytes(block.shape(group[0])[1])
         if not parts or size > left:
             parts.append([])
             left = room

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,16 @@ class Block:
 
     def weight(self, linear: Linear) -> Tensor:
         """The weight of one of its linears as its module has it, ``(O, I)``."""
-        weight: Tensor = attrgetter(linear.tensor)(self.module)  # get_parameter takes twice as long
-        return linear.view(weight.data)
+        return linear.view(self.module.get_parameter(linear.tensor).data)
+
+    def shape(self, linear: Linear) -> tuple[int, int]:
+        """The shape ``(O, I)`` of one of its linears as it was when it was first asked for: there may be thousands."""
+        rows, columns = self._shapes[linear.tensor][-2:]
+        return (columns, rows) if linear.transposed else (rows, columns)
+
+    @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: parameter.shape for name, parameter in self.module.named_parameters()}
 
     def stored(self, linear: Linear, tensors: Mapping[str, Tensor]) -> Tensor:
         """The weight of one of its linears among the block's stored ``tensors``, ``(O, I)``; a view."""

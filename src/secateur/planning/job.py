@@ -92,11 +92,6 @@ class Job:
 
     # ---------------------------------------------------------------- linears
 
-    def shape(self, block: Block, linear: Linear) -> tuple[int, int]:
-        """``(O, I)``."""
-        rows, columns = block.weight(linear).shape
-        return rows, columns
-
     def groups(self, block: Block) -> Iterator[tuple[list[Linear], float]]:
         """The reader groups of a block, each with the share of the tokens that it sees."""
         for group in reader_groups(block.linears):
@@ -105,7 +100,7 @@ class Job:
 
     def group_cost(self, block: Block, group: Sequence[Linear]) -> float:
         """By what a reader group is dealt to ranks: a factor of its Gram matrix, and products with that."""
-        shapes = [self.shape(block, linear) for linear in group]
+        shapes = [block.shape(linear) for linear in group]
         return float(shapes[0][1] ** 2 * (shapes[0][1] + sum(rows for rows, _ in shapes)))
 
     def error_rows(self, share: float) -> int:
@@ -143,5 +138,5 @@ class Job:
         """
         if not block.linears or any(linear.stack for linear in block.linears):
             return 0
-        rows, columns = self.shape(block, block.linears[-1])
+        rows, columns = block.shape(block.linears[-1])
         return 2 * rows * columns

@@ -169,8 +169,7 @@ def plan(
         if cost.kind in FLOPS:
             flops[cost.what] = flops.get(cost.what, 0) + round(cost.amount)
     computing = sum(seconds[stage] for stage in COMPUTING)
-    linears = [(block, linear) for block in task.blocks for linear in block.linears]
-    shapes = [job.shape(*one) for one in linears]
+    shapes = [block.shape(linear) for block in task.blocks for linear in block.linears]
     prunable = sum(rows * columns for rows, columns in shapes)
     return Plan(
         model=str(model),
@@ -195,7 +194,7 @@ def plan(
         ),
         roles=roles_of(task),
         bounds=bounds_of(skeleton, task, rate),
-        dense_linears=sum(linear.transposed for _, linear in linears),
+        dense_linears=sum(linear.transposed for block in task.blocks for linear in block.linears),
         machine=this_machine(),
         rates=rates,
         ranks=ranks,

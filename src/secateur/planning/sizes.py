@@ -92,7 +92,7 @@ def roles_of(task: Task) -> list[RolePlan]:
         RolePlan(
             role=role,
             linears=len(found),
-            shapes=list(dict.fromkeys(_shape(*one) for one in found)),
+            shapes=list(dict.fromkeys(block.shape(linear) for block, linear in found)),
             size=sum((_bytes(*one, task) for one in found), Bytes(0, 0, 0, 0)),
         )
         for role, found in roles.items()
@@ -146,15 +146,9 @@ def routed_share(model: PreTrainedModel, name: str, parameter: Tensor) -> float:
     return 1.0
 
 
-def _shape(block: Block, linear: Linear) -> tuple[int, int]:
-    """``(O, I)``."""
-    rows, columns = block.weight(linear).shape
-    return rows, columns
-
-
 def _bytes(block: Block, linear: Linear, task: Task) -> Bytes:
     pattern: Pattern = task.patterns[block.full_name(linear)]
-    rows, columns = _shape(block, linear)
+    rows, columns = block.shape(linear)
     kept = count_kept(rows, columns, pattern)
     dense = rows * columns * torch.bfloat16.itemsize
     stored = (columns, rows) if linear.transposed else (rows, columns)  # masks and scales run along what is stored

@@ -79,7 +79,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> Task:
     patterns = {block.full_name(linear): recipe.target for block in blocks for linear in block.linears}
     check_each(
         blocks,
-        lambda block, linear: check_fits(patterns[block.full_name(linear)], block.weight(linear).shape[1]),
+        lambda block, linear: check_fits(patterns[block.full_name(linear)], block.shape(linear)[1]),
         "Choose another pattern, or leave these layers dense",
     )
     return Task(recipe, family, blocks, skipped, patterns)
