@@ -87,9 +87,6 @@ says where the time goes: blocks are read and written beside the rest.
 
 The numbers of weights, bytes and floating-point operations are exact. Times are as good as the rates below, and
 where those are assumed no better than a factor of a few."""
-LEFT_DENSE = """\
-of the weights in its blocks would **stay dense**: this family is not known by name, so
-its linears are found by walking it, and experts that are stacked in one tensor are no linears."""
 CLOSING = """
 ## The rates
 
@@ -150,8 +147,6 @@ def main() -> None:
             f"{dense:,.0f} GB read and written, {packed:,.0f} GB packed at 50 %, {int8:,.0f} GB with int8 values, "
             f"{int4:,.0f} GB with int4 values."
         )
-        if (share := sum(plan.left_dense.values())) > 0.01:
-            show(f"{100 * share:.0f} % {LEFT_DENSE}")
         show("\n| recipe | machine | memory | GPU memory | temporary | time | slowest stage |")
         show("| --- | --- | ---: | ---: | ---: | ---: | --- |")
         for name in RECIPES:

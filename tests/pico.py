@@ -8,34 +8,49 @@ from tokenizers.models import BPE
 from transformers import (
     BloomConfig,
     CLIPVisionConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    Ernie4_5_MoeConfig,
     FalconConfig,
     FalconH1Config,
     Gemma2Config,
     Gemma3Config,
     Gemma3TextConfig,
+    Glm4MoeConfig,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
+    GptOssConfig,
+    GraniteMoeConfig,
+    HunYuanMoEV1Config,
+    JambaConfig,
     Lfm2Config,
+    Lfm2MoeConfig,
+    Llama4TextConfig,
     LlamaConfig,
     LlavaConfig,
     Mamba2Config,
     MambaConfig,
+    MiniMaxConfig,
     Mistral3Config,
     MistralConfig,
     MixtralConfig,
     NemotronHConfig,
+    OlmoeConfig,
     OPTConfig,
     Phi3Config,
+    PhimoeConfig,
     PixtralVisionConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3_5Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     Qwen3VLConfig,
     RwkvConfig,
     SiglipVisionConfig,
@@ -101,6 +116,75 @@ WALKED = {
     "gpt-j": lambda: GPTJConfig(**_GPT, rotary_dim=4, bos_token_id=0, eos_token_id=0),
 }
 ALL = KNOWN | WALKED
+
+_FEW = {
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
+}
+_BESIDE = {"n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+_LATENT = {
+    "num_key_value_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 12, "v_head_dim": 8,
+}  # fmt: skip
+
+
+def _expert(kind: type[PreTrainedConfig], **more: object) -> PreTrainedConfig:
+    return _sized(kind, **_FEW | more)
+
+
+# More models with experts, of which only those tests know that are about experts.
+EXPERTS = {
+    "olmoe": lambda: _expert(OlmoeConfig, num_experts=4, clip_qkv=1.0),
+    "qwen2-moe": lambda: _expert(
+        Qwen2MoeConfig, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=24
+    ),
+    "glm4-moe": lambda: _expert(Glm4MoeConfig, **_BESIDE, head_dim=8, use_qk_norm=True, attention_bias=True),
+    "deepseek-v2": lambda: _expert(DeepseekV2Config, **_BESIDE | _LATENT, q_lora_rank=None),
+    "deepseek-v3": lambda: _expert(DeepseekV3Config, **_BESIDE | _LATENT, q_lora_rank=24, n_group=2, topk_group=1),
+    "gpt-oss": lambda: _expert(GptOssConfig, num_local_experts=4, head_dim=8, sliding_window=16, rope_parameters=None),
+    "llama4": lambda: _expert(
+        Llama4TextConfig, num_local_experts=4, head_dim=8, intermediate_size_mlp=48, interleave_moe_layer_step=2
+    ),
+    "granite-moe": lambda: _expert(GraniteMoeConfig, num_local_experts=4, residual_multiplier=0.5),
+    "phimoe": lambda: _expert(PhimoeConfig, num_local_experts=4, attention_bias=True, lm_head_bias=True),
+    "ernie4.5-moe": lambda: _expert(
+        Ernie4_5_MoeConfig, moe_num_experts=4, moe_k=2, moe_intermediate_size=16, moe_num_shared_experts=1
+    ),
+    "hunyuan-moe": lambda: _expert(HunYuanMoEV1Config, num_experts=4, moe_topk=2, head_dim=8),
+    "qwen3-next": lambda: _expert(
+        Qwen3NextConfig,
+        num_experts=4,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=4,
+        head_dim=8,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+    "jamba": lambda: _expert(
+        JambaConfig,
+        num_experts=4,
+        mamba_d_state=4,
+        mamba_dt_rank=8,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+    ),
+    "minimax": lambda: _expert(
+        MiniMaxConfig, num_local_experts=4, head_dim=8, block_size=8, layer_types=["linear_attention", "full_attention"]
+    ),
+    "lfm2-moe": lambda: _expert(
+        Lfm2MoeConfig,
+        num_experts=4,
+        moe_intermediate_size=16,
+        num_dense_layers=1,
+        layer_types=["conv", "full_attention"],
+    ),
+}
+# Those of which more is known than that experts have spaces of their own.
+EXPERTS_KNOWN = [*EXPERTS][: [*EXPERTS].index("qwen3-next")]
 # Known ones in which some of what reads the residual space has no norm, or no norm of its own, before it.
 UNGATHERED = ("opt-350m", "mixtral", "qwen3-moe")
 
@@ -217,7 +301,7 @@ EVERY = ALL | SEEING | RECURRENT
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random model whose weights, biases and norms are all far from trivial."""
     torch.manual_seed(seed)
-    config = EVERY[name]()
+    config = (EVERY | EXPERTS)[name]()
     model = auto_class(config).from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)

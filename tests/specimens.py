@@ -3,11 +3,14 @@
 import gzip
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import torch
+from safetensors.torch import load_file, save_file
 
 import secateur
 from secateur.recipe import QuantizationRecipe, Recipe
@@ -15,6 +18,8 @@ from tests import pico
 
 TEXT = "Laws that cannot fail say nothing; the quick brown fox jumps over the lazy dog. " * 30
 PLAIN = Recipe(score="magnitude", sparsity=0.5)
+FP8 = {"quant_method": "fp8", "weight_block_size": [16, 24], "activation_scheme": "dynamic", "fmt": "e4m3"}
+MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
 
 
 def make(root: Path) -> None:
@@ -32,6 +37,8 @@ def make(root: Path) -> None:
     secateur.pack(root / "pruned", root / "int8", int8=True)
     secateur.quantize(root / "pruned", root / "quantized", QuantizationRecipe(method="rtn", group_size=16))
     secateur.pack(dense, root / "int4", int4=True)
+    rewrite(pico.save("llama-gqa-tied", root / "fp8", torch.bfloat16), FP8, as_fp8)
+    rewrite(pico.save("gpt-oss", root / "mxfp4", torch.bfloat16), MXFP4, as_mxfp4)
     files = root / "files"
     files.mkdir()
     (files / "recipe.yaml").write_text("score: ria\npattern: '2:4'\nskip: ['*.o_proj']\nsamples: 4\nguard: false\n")
@@ -51,6 +58,33 @@ def make(root: Path) -> None:
     parquet.write_table(arrow.table({"text": [row["text"] for row in rows], "id": [0] * 8}), files / "text.parquet")
     if importlib.util.find_spec("gguf"):
         write_gguf(files / "model.gguf")
+
+
+def rewrite(folder: Path, quantization: dict[str, Any], change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """Let ``change`` have the tensors of a folder, and its config say how they are stored."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    return folder
+
+
+def as_fp8(tensors: dict[str, torch.Tensor]) -> None:
+    """Every weight of a linear in the blocks, as DeepSeek-V3 stores them."""
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        weight = tensors[name].float()
+        rows, columns = -(-weight.shape[0] // 16), -(-weight.shape[1] // 24)
+        tensors[f"{name}_scale_inv"] = 0.001 * torch.arange(1, 1 + rows * columns).reshape(rows, columns)
+        tensors[name] = (100 * weight).to(torch.float8_e4m3fn)
+
+
+def as_mxfp4(tensors: dict[str, torch.Tensor]) -> None:
+    """Random codes in place of the experts of GPT-OSS."""
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = tensors.pop(name).shape
+        tensors[f"{name}_blocks"] = torch.randint(256, (experts, rows, columns // 32, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(120, 128, (experts, rows, columns // 32), dtype=torch.uint8)
 
 
 def write_gguf(path: Path) -> None:

@@ -132,7 +132,7 @@ def test_packing_and_a_file_give_back_every_bit(weight):
     assert packed.nbytes == packed_bytes(
         weight.shape[0], weight.shape[1], len(packed.values), 8 * weight.dtype.itemsize
     )
-    tensors, metadata = as_tensors({"w": packed})
+    tensors, metadata = as_tensors({"w": packed}, {})
     assert set(metadata) == {KEY}
     parts = load(save(tensors))
     again = type(packed)(packed.shape, packed.dtype, parts["w.mask"], parts["w.values"])

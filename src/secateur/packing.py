@@ -99,7 +99,7 @@ def pack(
         writer = Writer(work, 1 + len(blocks))
         inside = tuple(block.prefix for block in blocks)
         outer = source.read([name for name in source.names() if not name.startswith(inside)])
-        _add(writer, source.stacks.split(outer), {})
+        _add(writer, source.stacks.split(outer), {}, {})
         total, before = _bytes(outer), 0
         rounded: dict[str, str] = {}
         packed: dict[str, int] = {}
@@ -107,16 +107,18 @@ def pack(
             held = {part for x in block.linears for part in source.stacks.parts(block.prefix + x.tensor)}
             tensors = source.stacks.split(source.read(source.names(block.prefix)))
             total += _bytes(tensors)
-            weights = {}
+            weights, layers = {}, dict[str, int]()
             for name in tensors.keys() & held:
                 takes_over = name in source.quantized and tensors[name].dtype in BITS
                 weight = pack_quantized(source.read_quantized(name)) if takes_over else None
-                if (weight := weight or pack_if_smaller(tensors[name], bits, name)) is not None:
-                    before += tensors.pop(name).nbytes
+                if (weight := weight or pack_if_smaller(_matrix(tensors[name]), bits, name)) is not None:
+                    dense = tensors.pop(name)
+                    before += dense.nbytes
                     weights[name] = weight
+                    layers |= {name: len(dense)} if dense.ndim == 3 else {}
             if bits:
                 rounded |= _digests_of_rounded(source, block, tensors, weights)
-            _add(writer, tensors, dict(sorted(weights.items())))
+            _add(writer, tensors, dict(sorted(weights.items())), layers)
             packed |= {name: weight.nbytes for name, weight in weights.items()}
             progress.advance(1)
         if not packed:
@@ -198,12 +200,20 @@ def _digests_of_rounded(
         parts = source.stacks.parts(name)
         if any(part in weights for part in parts):
             values = {part: weights[part].dense() if part in weights else plain[part] for part in parts}
+            values = {part: value.view(source.held[part].shape) for part, value in values.items()}
             found[name] = bytes_digest(source.stacks.join(name, values))
     return found
 
 
-def _add(writer: Writer, tensors: dict[str, Tensor], weights: dict[str, SparseWeight]) -> None:
-    parts, metadata = as_tensors(weights)
+def _matrix(weight: Tensor) -> Tensor:
+    """A weight ``(O, I)`` as it is; the layers of a stack one above the other."""
+    return weight.flatten(0, -2)
+
+
+def _add(
+    writer: Writer, tensors: dict[str, Tensor], weights: dict[str, SparseWeight], layers: Mapping[str, int]
+) -> None:
+    parts, metadata = as_tensors(weights, layers)
     writer.add(tensors | parts, metadata)
 
 

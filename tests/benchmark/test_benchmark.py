@@ -50,7 +50,7 @@ def pairs(folder, bits=None):
 # ---------------------------------------------------------------- roles
 
 
-@pytest.mark.parametrize("name", pico.KNOWN)
+@pytest.mark.parametrize("name", [*pico.KNOWN, "llama4", "granite-moe"])
 def test_a_known_family_has_the_roles_of_the_paper(name):
     roles = {role_of(linear).removesuffix(" of experts") for linear in family_of(pico.build(name)).linears}
     assert roles == {"Q/K/V/Out", "Up/Gate", "Down"}

@@ -269,6 +269,28 @@ def test_the_guard_does_not_judge_by_padding():
     assert errors[0] == pytest.approx(errors[1], rel=1e-4) != 0
 
 
+@pytest.mark.parametrize("name", ["gpt-oss", "llama4"])
+def test_transposed_experts_see_the_tokens_that_are_routed_to_them(name):
+    """GPT-OSS multiplies with one layer at a time; Llama 4 with all at once, of which tokens of others are zero."""
+    model, blocks, stream = stream_of(name, [pico.tokens()])
+    model.config._experts_implementation = "eager"
+    stream.advance(0)
+    block, seen = blocks[1], {}
+    path = "feed_forward" if name == "llama4" else "mlp"
+
+    def route(_, args):
+        inputs = args[0].view(4, 96, 32) if name == "llama4" else [args[0][(args[1] == e).any(-1)] for e in range(4)]
+        seen.update({f"{path}.experts.{e}.gate_up_proj": rows[rows.any(-1)] for e, rows in enumerate(inputs)})
+
+    handle = block.module.get_submodule(f"{path}.experts").register_forward_pre_hook(route)
+    stats = stream.observe(1, keep_output=True)
+    handle.remove()
+    assert sum(stats[key].tokens for key in seen) == 2 * 96
+    for key, inputs in seen.items():
+        assert stats[key].tokens == stats[key.replace("gate_up", "down")].tokens == len(inputs)
+        torch.testing.assert_close(stats[key].square_sum.float(), inputs.square().sum(0))
+
+
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
 def test_padding_that_cannot_be_told_is_refused(name):
     batch = padded([pico.tokens(1, length, seed=length)[0] for length in (24, 9)], "right")

@@ -95,8 +95,8 @@ def test_stray_weights_are_not_the_models(folder):
 
 def test_quantized_models_are_refused(folder):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(InputError, match=r"is quantized \(fp8\)"):
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match=r"is quantized \(gptq\)"):
         Source(folder)
 
 
@@ -167,7 +167,7 @@ def test_an_older_layout_is_brought_up_to_date(folder):
     assert not converted.exists()
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "phimoe", "granite-moe", "gpt-oss"])
 def test_experts_are_stacked_as_the_model_has_them_and_split_again(name, tmp_path):
     source = Source(pico.save(name, tmp_path / "dense"))
     tensors = source.read(source.names())

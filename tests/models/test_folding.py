@@ -33,8 +33,11 @@ def difference(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-@pytest.mark.parametrize("name", pico.KNOWN | pico.SEEING)
-@pytest.mark.parametrize("rule", ["model", "heads", "block"])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [(name, rule) for name in (*pico.KNOWN, *pico.SEEING, *pico.EXPERTS_KNOWN) for rule in ("model", "heads", "block")]
+    + [(name, "block") for name in pico.EXPERTS if name not in pico.EXPERTS_KNOWN],
+)
 def test_random_orders_keep_the_logits(name, rule):
     model, batch = pico.build(name), pico.inputs(name)
     family = family_of(model)

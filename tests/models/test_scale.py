@@ -21,8 +21,8 @@ PLACES = {
     "falcon-7b": 2,  # one norm for attention and MLP
     "falcon-40b": PLAIN,
     "falcon-rw": PLAIN,
-    "mixtral": 2 + 4,  # its router reads what its experts read
-    "qwen3-moe": 2 + 4,
+    "mixtral": 2,  # its router reads what its experts read
+    "qwen3-moe": 2,
 }
 
 

@@ -182,7 +182,7 @@ def test_a_packed_folder_runs(folders):
 
 
 @pytest.mark.skipif(not KERNELS, reason="installed without a compiler")
-@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+@pytest.mark.parametrize("name", ["mixtral", "deepseek-v3"])
 def test_packed_experts_run(name, tmp_path):
     dense = pico.save(name, tmp_path / "dense", torch.bfloat16)
     secateur.prune(dense, tmp_path / "pruned", Recipe(score="magnitude", sparsity=0.5))
@@ -202,6 +202,21 @@ def test_packed_experts_run(name, tmp_path):
     assert (exact - logits).abs().max() < 1e-5 * scale
     # Rounding sends a token to another expert now and then, so not all of them stay where they were.
     assert 1e-5 * scale < (rounded - logits).abs().amax(-1).median() < 0.05 * scale
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "granite-moe"])
+def test_experts_that_files_hold_in_stacks_are_packed_and_run_expanded(name, tmp_path):
+    dense = pico.save(name, tmp_path / "dense", torch.bfloat16)
+    secateur.prune(dense, tmp_path / "pruned", Recipe(score="magnitude", sparsity=0.5))
+    packing = secateur.pack(tmp_path / "pruned", tmp_path / "packed")
+    assert packing.linears == 2 * 6  # four of attention and two stacks in each block
+    secateur.unpack(tmp_path / "packed", tmp_path / "again")
+    plain, packed, again = (secateur.load(tmp_path / kind) for kind in ("pruned", "packed", "again"))
+    for part, tensor in plain.state_dict().items():
+        assert torch.equal(packed.state_dict()[part], tensor)
+        assert torch.equal(again.state_dict()[part], tensor)
+    secateur.pack(tmp_path / "pruned", tmp_path / "int8", int8=True)
+    assert secateur.verify(tmp_path / "int8", tmp_path / "pruned").passed
 
 
 def test_a_layer_of_experts_answers_linear_alone():

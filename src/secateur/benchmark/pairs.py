@@ -79,7 +79,8 @@ def pairs_of(
     pairs, left = [], 0
     on_gpu = device.type == "cuda"
     for block in blocks:
-        for stack in dict.fromkeys(linear.stack for linear in block.linears if linear.stack and not on_gpu):
+        packable = (x.stack for x in block.linears if x.stack and not (on_gpu or x.transposed))
+        for stack in dict.fromkeys(packable):
             _pack_experts(model, block.prefix + stack, bits)
         modules = dict(model.get_submodule(block.prefix[:-1]).named_modules())
         for linear in block.linears:

@@ -3,16 +3,17 @@
 from secateur.models.spaces import Linear
 
 ATTENTION, WIDENING, NARROWING = "Q/K/V/Out", "Up/Gate", "Down"
-_ATTENTION_SPACES = {"query", "key", "value"}
+_ATTENTION_SPACES = {"query", "key", "value", "latent"}
+_MLP_SPACES = {"mlp", "feed_forward", "block_sparse_moe"}
 
 
 def role_of(linear: Linear) -> str:
     """What ``linear`` is to its block, by its channel spaces; where these are unknown, the last part of its name."""
     reads = _space(linear.reads)
     writes = {_space(space) for space in linear.parts}
-    if reads == "mlp":
+    if reads in _MLP_SPACES:
         role = NARROWING
-    elif "mlp" in writes:
+    elif _MLP_SPACES & writes:
         role = WIDENING
     elif _ATTENTION_SPACES & {reads, *writes}:
         role = ATTENTION

@@ -217,6 +217,9 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self._stats, self._stop_early, self._ends = stats, stop_early, False
         self._linears = {block.weight(linear).data_ptr(): linear.name for group in groups for linear in group}
+        self._stacks = {
+            block.module.get_parameter(x.stack).data_ptr() for group in groups for x in group if x.stack is not None
+        }
         self._gathers = {group[0].name for group in groups}
         self._uses: Counter[str] = Counter()  # in this pass
         self.begin(1, None)
@@ -240,11 +243,17 @@ class _Watch(TorchFunctionMode):
                 self._saw(name, args[place[0]])
             elif func in _MATMULS and (name := self._linears.get(args[0].data_ptr())):  # Mamba's: weight @ inputs
                 self._saw(name, args[1].mT)
+        elif func in (torch.bmm, Tensor.bmm) and len(args) == 2 and args[1].data_ptr() in self._stacks:
+            for inputs, weight in zip(*args, strict=True):
+                if name := self._linears.get(weight.data_ptr()):
+                    self._saw(name, inputs, zeros=True)
         return func(*args, **kwargs or {})
 
-    def _saw(self, name: str, inputs: Tensor) -> None:
+    def _saw(self, name: str, inputs: Tensor, zeros: bool = False) -> None:
+        """``zeros``: every token comes to every expert, as zeros to those that it is not routed to."""
         if name in self._gathers:
-            self._stats[name].update(self._without_padding(name, inputs), self._sequences)
+            seen = self._without_padding(name, inputs)
+            self._stats[name].update(seen[seen.any(-1)] if zeros else seen, self._sequences)
         self._uses[name] += 1
         if self._ends and len(self._uses) == len(self._linears):
             raise StopForward
@@ -276,7 +285,7 @@ def in_parts(block: Block, room: float) -> list[list[list[Linear]]]:
     parts: list[list[list[Linear]]] = []
     left = 0.0
     for group in reader_groups(block.linears):
-        size = gram_bytes(block.weight(group[0]).shape[1])
+        size = gram_bytes(block.shape(group[0])[1])
         if not parts or size > left:
             parts.append([])
             left = room

@@ -57,7 +57,7 @@ def check(source: Source) -> bool:
     held = set(source.names()) - _orders(source, model)
     missing = [aliases[0] for aliases in set(names.values()) if not held.intersection(aliases)]
     more = [name for name in source.names() if name in held and name not in names and not is_passed_over(name, model)]
-    if missing and more and not source.packed and not source.scheme:
+    if missing and more and not source.packed and not source.decodes:
         check_size(model, sum(prod(one.shape) for one in source.held.values()), config)
         return False
     if missing:

@@ -5,7 +5,7 @@ sizes are compared with the files that it lies beside.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from secateur.checkpoint.layout import GATHER_TYPE, PACKED_TYPE
+from secateur.checkpoint.minifloats import KINDS, Minifloats, read_minifloats
 from secateur.checkpoint.quantized import Scheme, read_scheme
 from secateur.checkpoint.shards import FLOATS
 from secateur.errors import InputError, naming
@@ -59,6 +60,7 @@ class Written:
         packed: whether its weights are packed.
         gathers: whether its norms need orders.
         scheme: how its weights are quantized, if they are.
+        minifloats: how they are stored in floats of few bits, if they are.
     """
 
     path: Path
@@ -66,14 +68,20 @@ class Written:
     packed: bool
     gathers: bool
     scheme: Scheme | None
+    minifloats: Minifloats | None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its weights are to be decoded, so that ``base`` says less than what is written."""
+        return self.scheme is not None or self.minifloats is not None
 
 
 def read_written(folder: Path) -> Written:
     """The config of the model in ``folder``, as it is written there.
 
     Raises:
-        InputError: when there is none, or it asks for something that is not done: code, or weights that are quantized
-            otherwise than :func:`~secateur.checkpoint.quantized.read_scheme` reads them.
+        InputError: when there is none, or it asks for something that is not done: code, or weights that are stored
+            otherwise than :mod:`~secateur.checkpoint.quantized` or :mod:`~secateur.checkpoint.minifloats` reads them.
     """
     if (path := member(folder, "config.json")) is None:
         raise InputError(f"{folder} is not a model folder: it has no config.json")
@@ -88,11 +96,14 @@ def read_written(folder: Path) -> Written:
     if base.get("model_type") in (PACKED_TYPE, GATHER_TYPE):
         raise InputError(f"{path} is damaged: its base is the config of no model, but of another folder of this kind")
     _refuse_code(path, base)
-    scheme = None
+    scheme = minifloats = None
     if (quantization := base.get("quantization_config")) is not None:
-        scheme = read_scheme(quantization, folder)
+        if isinstance(quantization, dict) and quantization.get("quant_method") in KINDS:
+            minifloats = read_minifloats(quantization, folder)
+        else:
+            scheme = read_scheme(quantization, folder)
         base = {key: value for key, value in base.items() if key != "quantization_config"}
-    return Written(path, base, PACKED_TYPE in wrappers, GATHER_TYPE in wrappers, scheme)
+    return Written(path, base, PACKED_TYPE in wrappers, GATHER_TYPE in wrappers, scheme, minifloats)
 
 
 def _refuse_code(path: Path, base: dict[str, Any]) -> None:
@@ -131,7 +142,7 @@ def build_config(written: Written, tensors: int | None = None) -> PreTrainedConf
     """
     check_depth(written.base, tensors, written.path)
     with naming(written.path, "cannot be read"):
-        if written.gathers or written.packed or written.scheme:
+        if written.gathers or written.packed or written.decodes:
             config = AutoConfig.for_model(**written.base)
         else:
             config = AutoConfig.from_pretrained(written.path.parent, trust_remote_code=False)
@@ -173,6 +184,21 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(one)
     elif isinstance(value, int | float):
         yield value
+
+
+def further_layers(names: Iterable[str], config: PreTrainedConfig) -> set[str]:
+    """Those tensors that are of layers behind the last, which predict further tokens (MTP).
+
+    No model of transformers runs them; where they may come with one, it says so.
+    """
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    patterns = getattr(known, "_keys_to_ignore_on_load_unexpected", None) or []
+    depth = config.get_text_config().num_hidden_layers if patterns else 0
+    behind = [name for name in names if (at := _FURTHER.search(name)) and (at[1] is None or int(at[1]) >= depth)]
+    return {name for name in behind if any(re.search(pattern, name) for pattern in patterns)}
+
+
+_FURTHER = re.compile(r"(?:^|\.)(?:mtp\w*|layers\.(\d+))\.")
 
 
 def context_of(config: PreTrainedConfig) -> int | None:

@@ -1,6 +1,5 @@
-"""Experts: files hold their weights one by one, and today's transformers stacks them in one tensor."""
+"""Experts, which files hold one by one, and models in stacks."""
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import reduce
 
@@ -10,25 +9,9 @@ from torch import Tensor
 from secateur.checkpoint.names import Names
 from secateur.errors import InputError
 
-_EXPERT = re.compile(r"(.*)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(w[123]|(?:gate|up|down)_proj)\.weight")
-# The stack that each kind goes to, and its place among the rows there.
-_STACKS = {
-    "w1": ("gate_up_proj", 0),
-    "w3": ("gate_up_proj", 1),
-    "w2": ("down_proj", 0),
-    "gate_proj": ("gate_up_proj", 0),
-    "up_proj": ("gate_up_proj", 1),
-    "down_proj": ("down_proj", 0),
-}
-
-
-def _current_name(name: str) -> str:
-    """What transformers calls today a tensor that files hold under an older name."""
-    return "lm_head.weight" if name == "embed_out.weight" else name.replace(".block_sparse_moe.", ".mlp.")
-
 
 class Stacks:
-    """Which tensors of a model are stacks of others in its files: Mixtral's and Qwen's experts.
+    """Which tensors of a model are stacks of others in its files, such as experts, and what these call all others.
 
     Attributes:
         names: the model's tensors by its own names, in the order of the files.
@@ -50,11 +33,10 @@ class Stacks:
         self._stored: dict[str, str] = {}  # of all others, the name in the files
         layers: dict[str, dict[int, dict[int, str]]] = {}
         for name in files:
-            current = _current_name(called.renamed.get(name, name))
-            if match := _EXPERT.fullmatch(current):
-                kind, part = _STACKS[match[3]]
-                stack = f"{match[1]}.mlp.experts.{kind}"
-                layers.setdefault(stack, {}).setdefault(int(match[2]), {})[part] = name
+            current = called.renamed.get(name, "lm_head.weight" if name == "embed_out.weight" else name)
+            if name in called.stacked:
+                stack, layer, part = called.stacked[name]
+                layers.setdefault(stack, {}).setdefault(layer, {})[part] = name
                 self._stored[stack] = ""
             elif other := self._stored.get(current):
                 raise InputError(f"the files hold {other} and {name}, which are the same tensor of the model")

@@ -1,6 +1,6 @@
 """Packed weights in safetensors files (``docs/format.md``): what a file declares, and its parts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         bits: of a value where ``group`` says that they are integers: 8 or 4.
         zeros: whether codes of 4 bits have codes of zero of their own.
         masked: whether there is a mask.
+        layers: of a stack, how many matrices of one size lie one above the other in what is packed.
     """
 
     shape: tuple[int, int]
@@ -30,6 +31,13 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     bits: int = 8
     zeros: bool = False
     masked: bool = True
+    layers: int = 0
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The shape of the dense weight, which is that of a stack where there are layers."""
+        rows, columns = self.shape
+        return (self.layers, rows // self.layers, columns) if self.layers else self.shape
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -82,6 +90,8 @@ def check_parts(shard: Path, name: str, entry: Entry, parts: Sequence[tuple[str,
         InputError: when they do not agree.
     """
     (rows, columns), group = entry.shape, entry.group
+    if entry.layers and (entry.layers < 0 or rows % entry.layers):
+        raise InputError(f"{shard}: {name} cannot be {entry.layers} layers of {rows} rows in all")
     if rows < 1 or columns < 1 or group < 0 or group % WORD:
         raise InputError(f"{shard}: {name} cannot have the shape {rows} × {columns} and groups of {group}")
     plain = (entry.bits, entry.zeros, entry.masked) == (8, False, True)
@@ -125,8 +135,8 @@ def read_sparse(shard: Path, name: str, entry: Entry) -> SparseWeight:
     return weight
 
 
-def as_tensors(weights: dict[str, SparseWeight]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Packed weights as the tensors and the metadata of a file."""
+def as_tensors(weights: dict[str, SparseWeight], layers: Mapping[str, int]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Packed weights as the tensors and the metadata of a file; ``layers``: of those that are stacks."""
     tensors: dict[str, Tensor] = {}
     entries: dict[str, Entry] = {}
     for name, weight in weights.items():
@@ -138,6 +148,7 @@ def as_tensors(weights: dict[str, SparseWeight]) -> tuple[dict[str, Tensor], dic
             bits=4 if weight.width == 4 else 8,
             zeros=weight.zeros is not None,
             masked=weight.mask is not None,
+            layers=layers.get(name, 0),
         )
     header = msgspec.json.encode(_Header(VERSION, entries)).decode()
     return tensors, {KEY: header}

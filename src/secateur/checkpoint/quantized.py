@@ -88,7 +88,7 @@ def read_scheme(config: Any, folder: Path) -> Scheme:
     kind = config.get("quant_method", "unknown") if isinstance(config, dict) else config
     refusal = (
         f"{folder} is quantized ({kind}): Secateur reads weights of 4 or 8 bits in the format {FORMAT} of {METHOD}, "
-        "and {}; give the original model, in float32, bfloat16 or float16"
+        "FP8 in blocks and MXFP4, and {}; give the original model, in float32, bfloat16 or float16"
     )
     if kind != METHOD:
         raise InputError(refusal.format("no other"))

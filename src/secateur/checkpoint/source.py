@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.checkpoint.config import build_config, described_model, empty_model, read_written
+from secateur.checkpoint.config import build_config, described_model, empty_model, further_layers, read_written
 from secateur.checkpoint.experts import Stacks
 from secateur.checkpoint.layout import INDEX, WEIGHTS
+from secateur.checkpoint.minifloats import find_coded, read_coded
 from secateur.checkpoint.names import Names, are_as_stored, names_in
 from secateur.checkpoint.packed import Entry, check_parts, declared, parts_of, read_sparse
 from secateur.checkpoint.quantized import find_quantized, read_quantized
@@ -34,13 +35,16 @@ class Source:
         folder: the folder.
         config: its Hugging Face config.
         gathers: whether its norms need orders that only Secateur applies (``--fold gather``).
-        held: what the files hold, by the names there; sparse weights as the dense ones that they stand for.
+        held: what the files hold, by the names there, but for layers that no model runs; sparse weights as the dense
+            ones that they stand for.
         called: what the model calls them, where that is something else.
         stacks: which of them the model has as one tensor. All else here goes by the model's names.
         packed: whether it is a packed folder.
         sparse: what its files say of their sparse weights, by name; to all else they look like dense ones.
         scheme: how its quantized weights are written, if it has any.
         quantized: the files of their parts, by name; to all else they look like dense ones as well.
+        coded: where weights are that are stored in floats of few bits; likewise.
+        decodes: whether it has such weights, or quantized ones, so that ``base`` is another config than is written.
         base: the content of its ``config.json`` as that of a plain model.
     """
 
@@ -48,10 +52,14 @@ class Source:
         self.folder = folder
         written = read_written(folder)
         self.packed, self.gathers = written.packed, written.gathers
-        self.scheme, self.base = written.scheme, written.base
+        self.scheme, self.decodes, self.base = written.scheme, written.decodes, written.base
         self.held = self._headers()
         self.config = build_config(written, len(self.held))
+        for name in further_layers(self.held, self.config):
+            del self.held[name]
         self.quantized = find_quantized(self.held, self.scheme) if self.scheme else {}
+        self._minifloats = written.minifloats
+        self.coded = find_coded(self.held, self._minifloats) if self._minifloats else {}
         self.sparse: dict[str, Entry] = {}
         if self.packed:
             self._find_sparse()
@@ -102,7 +110,7 @@ class Source:
                 parts = [self.held.pop(part) for part in parts_of(name, entry)]
                 check_parts(shard, name, entry, [(part.dtype, part.shape) for part in parts])
                 self.sparse[name] = entry
-                self.held[name] = Held(shard, entry.shape, FLOATS[entry.dtype], sum(part.nbytes for part in parts))
+                self.held[name] = Held(shard, entry.whole, FLOATS[entry.dtype], sum(part.nbytes for part in parts))
 
     def refuse_gathers(self, purpose: str) -> None:
         """Raise :class:`InputError` if plain transformers could not load it: ``purpose`` says what it is not for."""
@@ -115,6 +123,7 @@ class Source:
         """What tells that the files are others, by name: SHA-256 of the config, and of each header and size."""
         found = {"config.json": file_digest(self.folder / "config.json")}
         parts = {file for files in self.quantized.values() for file in files.values()}
+        parts |= {coded.scales[1] for coded in self.coded.values()}
         for path in sorted(parts | {one.file for one in self.held.values()}):
             with path.open("rb") as file:
                 header = file.read(int.from_bytes(start := file.read(8), "little"))
@@ -163,6 +172,8 @@ class Source:
         wanted = [part for name in names for part in self.stacks.parts(name)]
         parts = {part: self._expanded(part, sparse_as) for part in wanted if part in self.sparse}
         parts |= {part: self.read_quantized(part).dense() for part in wanted if part in self.quantized}
+        if self._minifloats:
+            parts |= {part: read_coded(self.coded[part], self._minifloats) for part in wanted if part in self.coded}
         plain = [part for part in wanted if part not in parts]
         for path in dict.fromkeys(self.held[part].file for part in plain):
             with reading(path) as file:
@@ -171,7 +182,7 @@ class Source:
 
     def _expanded(self, name: str, dtype: torch.dtype | None) -> Tensor:
         weight = self.read_sparse(name)
-        return (weight if dtype is None else weight.to(dtype)).dense()
+        return (weight if dtype is None else weight.to(dtype)).dense().view(self.sparse[name].whole)
 
     def read_sparse(self, name: str) -> SparseWeight:
         """One of the weights in ``sparse``; raises :class:`InputError` when it is damaged."""

@@ -21,8 +21,6 @@ from secateur.pruning.linear import FEWEST_TOKENS
 from secateur.sizes import show_size
 from secateur.verification.verdict import Verdict
 
-# A share of the weights below this, such as a convolution of a hybrid model, is not worth a note.
-WORTH_SAYING = 0.005
 # Ways to fold, the freest last.
 _FOLDS = ("unordered", "exact", "gather", "none")
 
@@ -75,14 +73,10 @@ def _range(low: str, high: str) -> str:
 
 
 def pruning_notes(manifest: dict[str, Any]) -> list[str]:
-    """What a reader of the table should know besides: what the guard kept, and layers that saw too little."""
+    """What a reader of the table should know besides: what the guard kept, layers that saw too little, and, last, which
+    share of the decoder stays dense.
+    """
     layers, notes = manifest["layers"], []
-    if (share := sum(manifest["left_dense"].values())) > WORTH_SAYING:
-        linears = ", ".join(list(manifest["left_dense"])[:3])
-        notes.append(
-            f"{share:.0%} of the weights in the blocks stay dense, since they are no linears that Secateur finds in a "
-            f"{manifest['family']} model: {linears}{' …' if len(manifest['left_dense']) > 3 else ''}"
-        )
     for step in dict.fromkeys(trial["step"] for trial in manifest["guard"]):
         trials = [trial for trial in manifest["guard"] if trial["step"] == step]
         before, after = (sum(trial[when] for trial in trials) for when in ("before", "after"))
@@ -113,7 +107,17 @@ def pruning_notes(manifest: dict[str, Any]) -> list[str]:
     if dead := [layer for layer in layers if layer["dead_channels"]]:
         channels = sum(layer["dead_channels"] for layer in dead)
         notes.append(f"{len(dead)} linears have input channels that were zero at every token, {channels} in all")
+    if left := manifest["left_dense"]:
+        notes.append(
+            f"{manifest['decoder_sparsity']:.1%} of the decoder's weights are zero: {_share(sum(left.values()))} of "
+            f"them stay dense, in {', '.join(list(left)[:3])}{' …' if len(left) > 3 else ''}"
+        )
     return notes
+
+
+def _share(share: float) -> str:
+    """In percent, with two digits that count."""
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{share:.0%}"
 
 
 def quantization_table(manifest: dict[str, Any]) -> Grid:

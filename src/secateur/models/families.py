@@ -36,11 +36,11 @@ _QKV = ("query", "key", "value")
 _HEADS = {"query": "num_attention_heads", "key": "num_key_value_heads"}
 
 
-def _gated(norm: str) -> tuple[Linear, ...]:
+def _gated(norm: str, path: str = "mlp") -> tuple[Linear, ...]:
     return (
-        Linear("mlp.gate_proj", "residual", "mlp", norm),
-        Linear("mlp.up_proj", "residual", "mlp", norm),
-        Linear("mlp.down_proj", "mlp", "residual"),
+        Linear(f"{path}.gate_proj", "residual", path, norm),
+        Linear(f"{path}.up_proj", "residual", path, norm),
+        Linear(f"{path}.down_proj", path, "residual"),
     )
 
 
@@ -105,36 +105,62 @@ def phi3(config: Any) -> Family:
     )
 
 
-def experts(config: Any) -> Family:
-    """Mixtral and Qwen3-MoE: q/k/v as in LLaMA; each expert a gated MLP with a space of its own, gate and up fused.
+# Gated MLPs that a block has instead of experts, or beside them, and what says where tokens go or how much a shared
+# expert counts. The experts themselves are found in the model (``experts.py``).
+_BESIDE = ("mlp.shared_expert", "mlp.shared_experts", "mlp.shared_mlp", "feed_forward", "feed_forward.shared_expert")
+_ROUTERS = (
+    "mlp.gate",
+    "mlp.router",
+    "mlp.gate.wg",
+    "mlp.shared_expert_gate",
+    "block_sparse_moe.router",
+    "feed_forward.router",
+)
+# Whose heads cannot be fewer: OLMoE normalises all of them together, GPT-OSS has a number of its own for each.
+_UNITED = ("olmoe", "gpt_oss")
 
-    Blocks may have a dense MLP instead (Qwen3-MoE's ``mlp_only_layers``).
-    """
-    count = getattr(config, "num_local_experts", None) or config.num_experts
-    width = "moe_intermediate_size" if hasattr(config, "moe_intermediate_size") else "intermediate_size"
-    each = [
-        linear
-        for e in range(count)
-        for linear in (
-            Linear(
-                f"mlp.experts.{e}.gate_up_proj",
-                "residual",
-                (f"mlp.{e}", f"mlp.{e}"),
-                stack="mlp.experts.gate_up_proj",
-                expert=e,
-            ),
-            Linear(f"mlp.experts.{e}.down_proj", f"mlp.{e}", "residual", stack="mlp.experts.down_proj", expert=e),
-        )
-    ]
-    base = llama(config)
+
+def experts(config: Any) -> Family:
+    """Attention as in LLaMA, and experts: Mixtral, Qwen2-MoE and 3, OLMoE, GLM-4-MoE, GPT-OSS, Llama 4 and others."""
+    base, norms = llama(config), ["input_layernorm", "post_attention_layernorm"]
+    beside = [linear for path in _BESIDE for linear in _gated(norms[1], path)]
     return replace(
         base,
         name="experts",
-        linears=base.linears + tuple(each),
-        rules=_RULES | {f"mlp.{e}": "block" for e in range(count)},
-        sizes=_HEADS | {f"mlp.{e}": width for e in range(count)},
-        inside=(*base.inside, Carrier("mlp.gate.weight", 1, "residual")),
-        scaled_by={**base.scaled_by} | {f"mlp.{e}": (f"mlp.experts.{e}.gate_up_proj", 1) for e in range(count)},
+        linears=(*base.linears, *beside),
+        rules=_RULES | dict.fromkeys(_BESIDE, "block"),
+        sizes={} if config.model_type in _UNITED else _HEADS,
+        inside=(*_norms(norms, bias=True), *(Carrier(f"{name}.weight", 1, "residual") for name in _ROUTERS)),
+        outside=_ends("model.embed_tokens", "model.norm", bias=True),
+        scaled_by={} if getattr(config, "clip_qkv", None) else base.scaled_by,  # what is clipped follows nothing
+    )
+
+
+def latent(config: Any) -> Family:
+    """DeepSeek-V2 and V3: multi-head latent attention, and experts.
+
+    Queries and keys with values are written from a few channels each, through a norm. Keys have channels with and
+    without positions, so that their heads are wider than those of values.
+    """
+    base = experts(config)
+    attention = (
+        Linear("self_attn.q_proj", "residual", None, "input_layernorm"),
+        Linear("self_attn.q_a_proj", "residual", "latent", "input_layernorm"),
+        Linear("self_attn.q_b_proj", "latent", None, "self_attn.q_a_layernorm"),
+        Linear("self_attn.kv_a_proj_with_mqa", "residual", None, "input_layernorm"),
+        Linear("self_attn.kv_b_proj", None, ("plain key", "value"), "self_attn.kv_a_layernorm", fused="by head"),
+        Linear("self_attn.o_proj", "value", "residual"),
+    )
+    heads = config.num_attention_heads
+    return replace(
+        base,
+        name="latent",
+        linears=(*attention, *base.linears[len(_ATTENTION) :]),
+        rules={**base.rules, "latent": "block"},
+        heads=(heads, heads, config.v_head_dim),
+        sizes={},
+        inside=(*base.inside, Carrier("self_attn.q_a_layernorm.weight", 0, "latent")),
+        scaled_by={},
     )
 
 
@@ -263,7 +289,18 @@ FAMILIES: dict[str, Callable[[Any], Family]] = {
     "gemma3_text": gemma,
     "phi3": phi3,
     "mixtral": experts,
+    "qwen2_moe": experts,
     "qwen3_moe": experts,
+    "olmoe": experts,
+    "glm4_moe": experts,
+    "gpt_oss": experts,
+    "llama4_text": experts,
+    "granitemoe": experts,
+    "phimoe": experts,
+    "ernie4_5_moe": experts,
+    "hunyuan_v1_moe": experts,
+    "deepseek_v2": latent,
+    "deepseek_v3": latent,
     "opt": opt,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,

@@ -32,24 +32,31 @@ def select_block(
         read: the same as their readers have them; it differs where heads share channels (:func:`spread_to_queries`).
     """
     narrower: dict[str, list[Tensor]] = {}  # the experts of a stack together, each in the layout in which it is stored
+
+    def put(name: str, before: Tensor, selected: Tensor, transposed: bool = False) -> None:
+        if selected.shape == before.shape:
+            before.copy_(selected)
+        else:
+            narrower.setdefault(name, []).append(selected.T if transposed else selected)
+
     for linear in family.linears:
-        if (name := prefix + linear.tensor) not in tensors:
+        writes, reads = written.keys() & {*linear.parts}, linear.reads in read
+        if not (writes or reads) or (name := prefix + linear.tensor) not in tensors:
             continue  # blocks may differ
         selected = weight = linear.view(tensors[name])
-        if written.keys() & {*linear.parts}:
+        if writes:
             rows = _selected_rows(linear, len(weight), family.heads, written)
             selected = selected[rows]
-            if (bias := tensors.get(prefix + linear.bias)) is not None:
-                tensors[prefix + linear.bias] = bias.copy_(bias[rows]) if len(rows) == len(bias) else bias[rows]
-        if linear.reads and linear.reads in read:
-            selected = selected[:, read[linear.reads]]
-        if selected.shape == weight.shape:
-            weight.copy_(selected)
-        else:
-            narrower.setdefault(name, []).append(selected.T if linear.transposed else selected)
+            if (held := tensors.get(prefix + linear.bias)) is not None:
+                bias = linear.view_bias(held)
+                put(prefix + linear.bias, bias, bias[rows])
+        if reads:
+            selected = selected[:, read[linear.reads or ""]]
+        put(name, weight, selected, linear.transposed)
     for linear in family.linears:
-        if layers := narrower.pop(prefix + linear.tensor, None):
-            tensors[prefix + linear.tensor] = torch.stack(layers) if linear.stack else layers[0]
+        for name in (prefix + linear.tensor, prefix + linear.bias):
+            if layers := narrower.pop(name, None):
+                tensors[name] = torch.stack(layers) if linear.stack else layers[0]
     for carrier in family.inside:
         if carrier.space in written and prefix + carrier.name in tensors:
             name = prefix + carrier.name
@@ -68,7 +75,7 @@ def zero_block(
             gone = _others(_selected_rows(linear, len(weight), family.heads, written), len(weight))
             weight[gone] = 0
             if bias is not None:
-                bias[gone] = 0
+                linear.view_bias(bias)[gone] = 0
         if linear.reads and linear.reads in read:
             weight[:, _others(read[linear.reads], weight.shape[1])] = 0
 
@@ -86,7 +93,7 @@ def _selected_rows(linear: Linear, count: int, heads: Heads, written: Mapping[st
     ]
     if linear.fused == "stacked":
         return torch.cat(chosen)
-    # Fused by head, the parts alternate: rows lie in the sequence of the first rows of their part, which they replace.
+    # Else the parts alternate: rows lie in the sequence of the first rows of their part, which they replace.
     stay = [rows[: len(some)] for rows, some in zip(parts, chosen, strict=True)]
     return torch.cat(chosen)[torch.cat(stay).argsort()]
 
@@ -95,9 +102,11 @@ def rows_of(linear: Linear, part: int, count: int, heads: Heads) -> Tensor:
     """The numbers of the rows, of ``count``, that are one part of a linear, in the order of the space they write."""
     queries, keys, width = heads
     rows = torch.arange(count)
-    if linear.fused == "by head":
-        by_key = rows.reshape(keys, queries // keys + 2, width)
-        return [by_key[:, :-2], by_key[:, -2], by_key[:, -1]][part].flatten()
+    if linear.fused == "interleaved":
+        return rows[part :: len(linear.parts)]
+    if linear.fused == "by head":  # all parts but the first have one head for each
+        of_key, others = rows.reshape(keys, -1), len(linear.parts) - 1
+        return of_key.split([of_key.shape[1] - others * width, *[width] * others], 1)[part].flatten()
     attention = linear.parts == ("query", "key", "value")
     sizes = (
         [queries * width, keys * width, keys * width] if attention else [count // len(linear.parts)] * len(linear.parts)

@@ -58,8 +58,8 @@ def scale_readers(tensors: Tensors, prefix: str, family: Family, reader: Linear,
     rows = rows_of(writer, part, len(matrix), family.heads)
     written = _by_scale(scales, family, reader)[:, 0].flatten().to(matrix.dtype)
     matrix[rows] /= written[:, None]
-    if prefix + writer.bias in tensors:
-        tensors[prefix + writer.bias][rows] /= written
+    if (held := tensors.get(prefix + writer.bias)) is not None:
+        writer.view_bias(held)[rows] /= written
 
 
 def _writer(family: Family, reader: Linear) -> Linear:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # Query heads, key-value heads, and channels per head.
 Heads = tuple[int, int, int]
-Fused = Literal["stacked", "by head"]
+Fused = Literal["stacked", "by head", "interleaved"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Linear:
         reads: the space of its input channels (columns), or None where nothing is known of them.
         writes: the space of its output channels (rows), or None; of a fused linear, the spaces of its parts.
         norm: the norm that stands between the space and this linear, if any.
-        fused: how the rows of a fused linear are dealt to its parts: one part after the other, or for each
-            key-value head its query heads, its key and its value.
+        fused: how the rows of a fused linear are dealt to its parts: one part after the other; for each key-value
+            head its query heads, its key and its value; or a row of each in turn.
         transposed: stored as ``(I, O)``, as GPT-2's Conv1D is.
-        stack: the name of the three-dimensional tensor ``(experts, O, I)`` that it is one layer of, if it is
-            an expert.
+        stack: the name of the three-dimensional tensor ``(experts, O, I)``, or ``(experts, I, O)``, that it is one
+            layer of, if it is an expert.
         expert: its number there.
     """
 
@@ -58,7 +58,7 @@ class Linear:
     @property
     def bias(self) -> str:
         """The name, inside the block, of its bias, if it has one."""
-        return f"{self.name}.bias"
+        return f"{self.stack}_bias" if self.stack else f"{self.name}.bias"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -69,6 +69,10 @@ class Linear:
         """Its weight ``(O, I)``, inside the ``tensor`` that holds it: writing to the one writes to the other."""
         weight = tensor[self.expert] if self.stack else tensor
         return weight.T if self.transposed else weight
+
+    def view_bias(self, tensor: Tensor) -> Tensor:
+        """The same of its bias ``(O,)``."""
+        return tensor[self.expert] if self.stack else tensor
 
 
 def reader_groups(linears: Iterable[Linear]) -> list[list[Linear]]:
@@ -144,7 +148,8 @@ class Family:
     @property
     def gathers(self) -> bool:
         """Whether all that reads the residual space reads it through a norm, so that a gather may stand there."""
-        return self.pre_norm and all(linear.norm for linear in self.readers("residual"))
+        readers = self.readers("residual")
+        return self.pre_norm and bool(readers) and all(linear.norm for linear in readers)
 
     @property
     def inner(self) -> list[str]:

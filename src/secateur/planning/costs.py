@@ -14,6 +14,7 @@ Notation: O and I are rows and columns of a weight, T tokens, R rows of a score,
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from secateur.knapsack import LEVELS
 from secateur.models.blocks import Block
@@ -137,8 +138,7 @@ def _read(job: Job) -> Iterator[Work]:
 
 def _write(job: Job) -> Iterator[Work]:
     """Write each block and a record of it; digests of where weights are zero, of weights, and of the file."""
-    linears = [(block, linear) for block in job.task.blocks for linear in block.linears]
-    pruned = sum(rows * columns for rows, columns in (job.shape(*one) for one in linears))
+    pruned = sum(prod(block.shape(linear)) for block in job.task.blocks for linear in block.linears)
     yield "blocks", "disk_write", job.stored_bytes
     yield "blocks", "hashed", pruned + 2 * job.stored_bytes
     yield "blocks", "files", 2 * (1 + len(job.task.blocks))
@@ -162,7 +162,7 @@ def _calibrate(job: Job, index: int) -> Iterator[Work]:
     grams = job.recipe.needs_gram * job.samples.seen_tokens
     grams += job.samples.seen_tokens if surveyed and SCORES[job.recipe.score].needs_gram else 0
     for group, share in job.groups(block):
-        columns = job.shape(block, group[0])[1]
+        columns = block.shape(group[0])[1]
         yield "statistics", "moved", 4 * share * (passes.observe + surveyed) * columns * job.computed.itemsize
         yield "Gram matrices", "grams", 2 * share * grams * columns**2
 
@@ -170,7 +170,7 @@ def _calibrate(job: Job, index: int) -> Iterator[Work]:
 def _elementwise(job: Job, block: Block, what: str, tokens: float) -> Iterator[Work]:
     """What is no product in forward passes of a block, on so many tokens."""
     channels = sum(
-        share * (sum(job.shape(block, linear)[0] for linear in group) + job.shape(block, group[0])[1])
+        share * (sum(block.shape(linear)[0] for linear in group) + block.shape(group[0])[1])
         for group, share in job.groups(block)
     )
     experts = len({linear.expert for linear in block.linears if linear.stack})
@@ -191,7 +191,7 @@ def _allocate(job: Job, index: int) -> Iterator[Work]:
     yield "allocation", "products", passes * job.block_flops(block)
     yield from _elementwise(job, block, "allocation", passes)
     for group, share in job.groups(block):
-        weights = sum(math.prod(job.shape(block, linear)) for linear in group)
+        weights = sum(math.prod(block.shape(linear)) for linear in group)
         yield "allocation", "selected", (2 + len(LEVELS)) * weights
         yield "allocation", "products32", (1 + len(LEVELS)) * 2 * share * rows * weights
 
@@ -224,8 +224,8 @@ def _order(job: Job, block: Block) -> Iterator[Iterator[Work]]:
 
 def _order_of(job: Job, block: Block, group: Sequence[Linear], rule: str) -> Iterator[Work]:
     recipe = job.recipe
-    sizes = [job.shape(block, linear)[0] for linear in group]
-    rows, columns = sum(sizes), job.shape(block, group[0])[1]
+    sizes = [block.shape(linear)[0] for linear in group]
+    rows, columns = sum(sizes), block.shape(group[0])[1]
     yield "scores", "pruned", SCORING * rows * columns
     if SCORES[recipe.score].needs_gram:
         yield "scores", "factored", columns**3
@@ -295,7 +295,7 @@ def _tune(job: Job, index: int) -> Iterator[Work]:
 def _prune(job: Job, block: Block, group: Sequence[Linear], share: float) -> Iterator[Work]:
     """Scores, masks and steps of a reader group that sees a share of the tokens."""
     recipe = job.recipe
-    shapes = [job.shape(block, linear) for linear in group]
+    shapes = [block.shape(linear) for linear in group]
     columns = shapes[0][1]
     for rows, _ in shapes:
         yield "scores and masks", "pruned", rows * columns

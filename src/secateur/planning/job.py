@@ -103,11 +103,6 @@ class Job:
 
     # ---------------------------------------------------------------- linears
 
-    def shape(self, block: Block, linear: Linear) -> tuple[int, int]:
-        """``(O, I)``."""
-        rows, columns = block.weight(linear).shape
-        return rows, columns
-
     def groups(self, block: Block) -> Iterator[tuple[list[Linear], float]]:
         """The reader groups of a block, each with the share of the tokens that it sees."""
         for group in reader_groups(block.linears):
@@ -116,7 +111,7 @@ class Job:
 
     def group_cost(self, block: Block, group: Sequence[Linear]) -> float:
         """By what a reader group is dealt to ranks: a factor of its Gram matrix, and products with that."""
-        shapes = [self.shape(block, linear) for linear in group]
+        shapes = [block.shape(linear) for linear in group]
         return float(shapes[0][1] ** 2 * (shapes[0][1] + sum(rows for rows, _ in shapes)))
 
     def error_rows(self, share: float) -> int:
@@ -140,7 +135,7 @@ class Job:
         if not any("attn" in name or "attention" in name for name, _ in block.module.named_modules()):
             return 0
         config = self.model.config.get_text_config()
-        if self.task.family.rules:
+        if "value" in self.task.family.rules:
             queries, _, width = self.task.family.heads
             return 2 * queries * width
         if not (heads := getattr(config, "num_attention_heads", 0)):  # what RWKV calls attention is none
@@ -155,5 +150,5 @@ class Job:
         """
         if not block.linears or any(linear.stack for linear in block.linears):
             return 0
-        rows, columns = self.shape(block, block.linears[-1])
+        rows, columns = block.shape(block.linears[-1])
         return 2 * rows * columns

@@ -1,5 +1,6 @@
 """``plan()``: what pruning a model would take here, and what it would come to. From its config alone."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,8 +171,8 @@ def plan(
             flops[cost.what] = flops.get(cost.what, 0) + round(cost.amount)
     computing = sum(seconds[stage] for stage in COMPUTING)
     linears = [(block, linear) for block in task.blocks for linear in block.linears]
-    shapes = [job.shape(*one) for one in linears]
-    prunable = sum(rows * columns for rows, columns in shapes)
+    prunable = sum(math.prod(block.shape(linear)) for block, linear in linears)
+    kept = sum(count_kept(*block.shape(linear), task.patterns[block.full_name(linear)]) for block, linear in linears)
     return Plan(
         model=str(model),
         method=recipe.summary(),
@@ -179,8 +180,7 @@ def plan(
         blocks=len(task.blocks),
         parameters=job.parameters,
         prunable=prunable,
-        removed=prunable
-        - sum(count_kept(*job.shape(*one), task.patterns[one[0].full_name(one[1])]) for one in linears),
+        removed=prunable - kept,
         left_dense=left_dense(task.blocks, task.skipped),
         calibration=share_out(recipe.calibration, recipe.samples) if recipe.needs_inputs else {},
         tokens=job.forward_tokens,
@@ -196,7 +196,7 @@ def plan(
         ),
         roles=roles_of(task),
         bounds=bounds_of(skeleton, task, rate),
-        dense_linears=sum(linear.transposed for _, linear in linears),
+        dense_linears=sum(linear.transposed for block in task.blocks for linear in block.linears),
         machine=this_machine(),
         rates=rates,
         ranks=ranks,

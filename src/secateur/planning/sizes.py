@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from secateur.benchmark.roles import role_of
 from secateur.checkpoint.sparse import packed_bytes
 from secateur.models.blocks import Block
+from secateur.models.experts import experts_per_token
 from secateur.models.spaces import Linear
 from secateur.patterns import Pattern, count_kept
 from secateur.pruning.prepare import Task
@@ -91,7 +92,7 @@ def roles_of(task: Task) -> list[RolePlan]:
         RolePlan(
             role=role,
             linears=len(found),
-            shapes=list(dict.fromkeys(_shape(*one) for one in found)),
+            shapes=list(dict.fromkeys(block.shape(linear) for block, linear in found)),
             size=sum((_bytes(*one, task) for one in found), Bytes(0, 0, 0, 0)),
         )
         for role, found in roles.items()
@@ -141,19 +142,13 @@ def routed_share(model: PreTrainedModel, name: str, parameter: Tensor) -> float:
     Whether its layers are linears that can be pruned or not.
     """
     if parameter.ndim == 3 and ".experts." in name:
-        return min(1.0, model.config.get_text_config().num_experts_per_tok / max(1, len(parameter)))
+        return min(1.0, experts_per_token(model.config.get_text_config()) / max(1, len(parameter)))
     return 1.0
-
-
-def _shape(block: Block, linear: Linear) -> tuple[int, int]:
-    """``(O, I)``."""
-    rows, columns = block.weight(linear).shape
-    return rows, columns
 
 
 def _bytes(block: Block, linear: Linear, task: Task) -> Bytes:
     pattern: Pattern = task.patterns[block.full_name(linear)]
-    rows, columns = _shape(block, linear)
+    rows, columns = block.shape(linear)
     kept = count_kept(rows, columns, pattern)
     dense = rows * columns * torch.bfloat16.itemsize
     stored = (columns, rows) if linear.transposed else (rows, columns)  # masks and scales run along what is stored

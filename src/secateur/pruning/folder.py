@@ -13,7 +13,7 @@ from secateur.calibrate.divergence import HeldOut
 from secateur.calibrate.stream import Rooms
 from secateur.checkpoint import Source, Writer, load_into
 from secateur.devices import threads
-from secateur.models.blocks import left_dense
+from secateur.models.blocks import left_dense, weights_in
 from secateur.models.fold import fold_outer
 from secateur.patterns import spell
 from secateur.progress import Clock, Progress
@@ -90,13 +90,13 @@ def prune(
             "processes": ranks.size,
             "skipped": job.task.skipped,
             "left_dense": left_dense(job.task.blocks, job.task.skipped),
-            **results.report(clock),
+            **results.report(clock, weights_in(job.task.blocks)),
             "held_out": held_out and asdict(held_out),
             "unpruned_sha256": results.unpruned,
         }
         if ranks.first:
             gathers = recipe.orders_channels and recipe.fold == "gather"
-            writer.finish(model, folder, manifest, orders, gathers, source.base if source.scheme else None)
+            writer.finish(model, folder, manifest, orders, gathers, source.base if source.decodes else None)
         return ranks.tell(manifest, dict[str, Any])
 
 

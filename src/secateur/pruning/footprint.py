@@ -21,6 +21,7 @@ from secateur.calibrate.divergence import TOKENS
 from secateur.devices import free_memory, resident_memory
 from secateur.errors import InputError
 from secateur.models.blocks import Block
+from secateur.models.experts import experts_per_token
 from secateur.models.spaces import Linear, judged_together, reader_groups
 from secateur.pruning.allocation import PROBED
 from secateur.pruning.order import SURVEYED_ROWS
@@ -131,7 +132,7 @@ def pruning(task: Task, model: PreTrainedModel, block: Block) -> int:
 def quantizing(task: Selection, _: PreTrainedModel, block: Block) -> int:
     """The most that quantizing ``block`` needs beside it."""
     sizes = [_size(block, [linear]) for linear in block.linears]
-    grams = [gram_bytes(block.weight(linear).shape[1]) for linear in block.linears if task.recipe.needs_gram]
+    grams = [gram_bytes(block.shape(linear)[1]) for linear in block.linears if task.recipe.needs_gram]
     # GPTQ factors a Gram matrix whose channels are in another order.
     return STEPPING * FLOAT * max(sizes) + (FACTORED + 1) * max(grams, default=0)
 
@@ -149,12 +150,12 @@ def _held(source: Tensors, names: Iterable[str], computed: torch.dtype, device: 
 def _observing(task: Selection, block: Block, model: PreTrainedModel, samples: Samples) -> int:
     """Activations of one batch and what statistics make of them, with one Gram matrix."""
     config, itemsize = model.config.get_text_config(), next(model.parameters()).dtype.itemsize
-    shapes = {linear: block.weight(linear).shape for linear in block.linears}
+    shapes = {linear: block.shape(linear) for linear in block.linears}
     tokens = max((batch.numel() for batch in samples.batches), default=0)
     length = max((batch.shape[1] for batch in samples.batches), default=0)
     widest = max((columns for _, columns in shapes.values()), default=0)
     # Each token passes some experts of a stack and not all, and they are all of one shape.
-    often = getattr(config, "num_experts_per_tok", 1)
+    often = experts_per_token(config)
     put_out = sum(rows * (often if x.stack else 1) for x, (rows, _) in shapes.items() if not x.expert)
     states = itemsize * (OUTPUTS * put_out + STATES * config.hidden_size) + 2 * FLOAT * widest
     if getattr(config, "_attn_implementation", None) == "eager":
@@ -207,7 +208,7 @@ def _tuning(task: Task, block: Block) -> int:
     if not task.recipe.tuning_epochs:
         return 0
     weights = sum(parameter.numel() for parameter in block.module.parameters())
-    channels = sum(sum(block.weight(linear).shape) for linear in block.linears if not linear.expert)
+    channels = sum(sum(block.shape(linear)) for linear in block.linears if not linear.expert)
     tokens = max(TOKENS_OF_A_STEP, task.recipe.length)
     return FLOAT * (TUNING * weights + ACTIVATIONS * tokens * channels)
 
@@ -221,17 +222,17 @@ def _factors(task: Task, block: Block, *, ordering: bool = False) -> int:
     copies = FACTORED if by_score or recipe.reconstruct == "sparsegpt" else PLAIN
     if recipe.reconstruct == "admm" and not ordering:
         copies = SPECTRAL
-    return copies * max(gram_bytes(block.weight(linear).shape[1]) for linear in block.linears)
+    return copies * max(gram_bytes(block.shape(linear)[1]) for linear in block.linears)
 
 
 def _size(block: Block, linears: Iterable[Linear]) -> int:
     """The number of weights."""
-    return sum(block.weight(linear).numel() for linear in linears)
+    return sum(math.prod(block.shape(linear)) for linear in linears)
 
 
 def _waiting(task: Selection, block: Block, guarded: bool) -> int:
     """Gram matrices of a block, and where steps are judged, weights before and after a step and as stored."""
-    grams = sum(gram_bytes(block.weight(group[0]).shape[1]) for group in reader_groups(block.linears))
+    grams = sum(gram_bytes(block.shape(group[0])[1]) for group in reader_groups(block.linears))
     judged = max(_size(block, group) for group in judged_together(block.linears))
     return (grams if task.recipe.needs_gram else 0) + (3 * FLOAT * judged if guarded else 0)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.calibrate.calibration import Calibration
 from secateur.calibrate.calls import Batch
 from secateur.errors import InputError
-from secateur.models.blocks import Block
+from secateur.models.blocks import Block, weights_in
 from secateur.progress import Clock, Progress
 from secateur.pruning.order import Orderer
 from secateur.pruning.prepare import prepare
@@ -74,7 +74,7 @@ def prune_module(
         "method": recipe.summary(),
         "recipe": recipe.to_dict(),
         "skipped": task.skipped,
-        **Results.of(results).report(clock),
+        **Results.of(results).report(clock, weights_in(task.blocks)),
     }
 
 

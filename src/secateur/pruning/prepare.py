@@ -73,7 +73,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> Task:
     """
     family = family_of(model)
     blocks, skipped = leave_out_skipped(blocks_of(model, family), recipe)
-    if recipe.orders_channels and recipe.fold == "gather" and not ("residual" in family.rules and family.gathers):
+    if recipe.orders_channels and recipe.fold == "gather" and not family.gathers:
         raise InputError(
             f"--fold gather needs a norm before every reader of a residual space whose writers are known, and "
             f"{type(model).__name__} (family {family.name}) has not"
@@ -81,7 +81,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> Task:
     patterns = _patterns([block.full_name(linear) for block in blocks for linear in block.linears], recipe)
     check_each(
         blocks,
-        lambda block, linear: check_fits(patterns[block.full_name(linear)], block.weight(linear).shape[1]),
+        lambda block, linear: check_fits(patterns[block.full_name(linear)], block.shape(linear)[1]),
         "Choose another pattern, or leave these layers dense",
     )
     return Task(recipe, family, blocks, skipped, patterns)

@@ -112,12 +112,18 @@ class Results:
             whole.unpruned |= part.unpruned
         return whole
 
-    def report(self, clock: Clock) -> dict[str, Any]:
-        """The part of the manifest that tells how it went, how long it took, and with which versions."""
+    def report(self, clock: Clock, decoder: int) -> dict[str, Any]:
+        """The part of the manifest that tells how it went, how long it took, and with which versions.
+
+        Args:
+            clock: has the times.
+            decoder: the number of weights in all blocks, pruned or not.
+        """
         sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
         zeros = sum(layer.sparsity * size for layer, size in zip(self.layers, sizes, strict=True))
         return {
             "sparsity": zeros / max(1, sum(sizes)),
+            "decoder_sparsity": zeros / max(1, decoder),
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "guard": [dataclasses.asdict(trial) for trial in self.trials],
             "tuned": self.tuned,

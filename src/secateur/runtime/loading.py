@@ -40,7 +40,7 @@ def load(
     A plain folder loads as ``AutoModelForCausalLM.from_pretrained`` loads it; one that was written with
     ``--fold gather`` gets the norms that it needs.
 
-    Quantized weights are decoded once, and run dense.
+    Weights that are quantized, or stored in floats of few bits, are decoded once, and run dense.
 
     A folder that was packed keeps its weights packed, as :class:`~secateur.runtime.sparse_linear.SparseLinear`,
     where there are kernels for them: for bfloat16 and int8 values, on the CPU experts included. Others are expanded,
@@ -87,7 +87,7 @@ def _load(
         _add_generation_config(model, source)
         model.choices = ()
         return model
-    if source.packed or source.scheme:
+    if source.packed or source.decodes:
         model = _load_in_parts(source, precision, chosen)
     else:
         model = load_whole(folder, config=source.config, dtype=dtype)
@@ -161,7 +161,10 @@ def _stays_packed(source: Source, name: str, precision: torch.dtype, device: tor
     if not (has_triton() if on_gpu else device.type == "cpu" and KERNELS) or (on_gpu and name in source.stacks.members):
         return False
     entries = [source.sparse.get(part) for part in source.stacks.parts(name)]
-    return all(entry and (entry.group or entry.dtype == "bfloat16" or precision == torch.bfloat16) for entry in entries)
+    return all(
+        entry and not entry.layers and (entry.group or entry.dtype == "bfloat16" or precision == torch.bfloat16)
+        for entry in entries
+    )
 
 
 def _keep_packed(model: PreTrainedModel, source: Source, precision: torch.dtype, device: torch.device) -> set[str]:

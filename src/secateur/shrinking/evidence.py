@@ -199,7 +199,7 @@ def _of_parameters(block: Block, family: Family, method: Method) -> dict[str, Te
                 rows = rows_of(linear, part, len(weight), family.heads).to(weight.device)
                 add(space, weight[rows], gradient[rows])
                 if bias is not None:
-                    add(space, bias[rows], _gradient(bias)[rows])
+                    add(space, linear.view_bias(bias)[rows], linear.view_bias(_gradient(bias))[rows])
         if (rule := family.rules.get(linear.reads or "")) in ("heads", "block") and linear.reads:
             add("query" if rule == "heads" else linear.reads, weight.T, gradient.T)
     return {space: method.function(Evidence(coupled=parts)).cpu() for space, parts in coupled.items()}

@@ -14,7 +14,6 @@ from secateur.checkpoint import Source, Workspace, Writer, check_apart, check_fi
 from secateur.devices import DTYPES, choose_device, free_memory, full_precision, threads
 from secateur.digests import bytes_digest
 from secateur.errors import InputError
-from secateur.files import read_object
 from secateur.importance import METHODS
 from secateur.memory import Room
 from secateur.models.blocks import Block, blocks_of, family_of
@@ -99,7 +98,7 @@ def shrink(
             "tensors_sha256": job.digests,
             "seconds": clock.seconds(),
         }
-        config = read_object(folder / "config.json") | job.changes if job.changes else None
+        config = source.base | job.changes if job.changes or source.decodes else None
         job.writer.finish(model, folder, manifest, kept, config=config)
         return manifest
 

@@ -84,7 +84,7 @@ def settle(
         first = changes_of_depth(config, blocks, range(depth))
         _check(base, first, weights_of(blocks[:depth], family))
         return Target(unlocked, shapes.whole, depth, {}, whole, whole)
-    if not family.rules:
+    if "value" not in family.rules:
         raise InputError(
             f"nothing is known of the channels of a {config.model_type} model (docs/families.md): --method "
             "depth removes whole blocks of it"
@@ -93,6 +93,12 @@ def settle(
         raise InputError(
             f"no config of a {config.model_type} model can say that its blocks are narrower: --method depth "
             "removes whole blocks, and --in-place writes zeros"
+        )
+    if len(shapes.inner) > 1:
+        several = " and ".join(map(str, sorted(shapes.inner)))
+        raise InputError(
+            f"the MLPs of this {config.model_type} model have {several} channels, and only such as have one width are "
+            "narrowed: --method depth removes whole blocks"
         )
     heads, channels = (options.in_place or space in family.sizes for space in ("query", family.inner[0]))
 

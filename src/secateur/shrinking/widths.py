@@ -36,6 +36,7 @@ class Shapes:
 
     Attributes:
         whole: the widths that they have now.
+        inner: the numbers of channels of those spaces whose channels may go.
     """
 
     def __init__(self, blocks: Sequence[Block], family: Family) -> None:
@@ -44,6 +45,7 @@ class Shapes:
         self._linears = [(linear, *block.weight(linear).shape) for block in blocks for linear in block.linears]
         readers = [inputs for linear, _, inputs in self._linears if linear.reads in family.inner]
         self.whole = Widths(family.heads[0], family.heads[1], readers[0] if readers else 0)
+        self.inner = {*readers}
 
     def weights(self, widths: Widths) -> int:
         """The weights of all their linears, biases left out."""
