@@ -170,7 +170,7 @@ def apply(
             "unpruned_sha256": unpruned,
             "seconds": clock.seconds(),
         }
-        writer.finish(model, folder, manifest)
+        writer.finish(model, folder, manifest, config=source.base if source.decodes else None)
         return manifest
 
 
