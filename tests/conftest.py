@@ -11,6 +11,11 @@ if not torch.cuda.is_available():
 
 from tests.cuda import cusparselt_stand_in  # noqa: F401 (a fixture)
 
+# Processes that share a machine's cores (make test) have one thread each, and so have those that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 # What is drawn for properties is the same in every run, but with --hypothesis-profile=long.
 settings.register_profile("short", derandomize=True, deadline=None, max_examples=60, database=None)
 settings.register_profile("long", deadline=None, max_examples=2000)

@@ -36,7 +36,7 @@ LAYERS = [
         "planning",
         "sweeps",
     ],  # what a model is worth, or one to come would take
-    ["", "demo", "console", "cli", "__main__"],  # how people reach all of it
+    ["", "transformers", "demo", "console", "cli", "__main__"],  # how people reach all of it
 ]
 # Who tells the version of the package, in manifests and in what tells runs apart.
 VERSIONED = {

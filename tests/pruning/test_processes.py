@@ -58,7 +58,9 @@ def _recipe(root: Path, name: str) -> Recipe:
 
 def _prune(rank: int, root: Path, to: Path, names: list[str], resume: bool = False) -> None:
     for name in names:
-        with mock.patch.object(prepare, "TOKENS_ON_CPU", 64):  # eight batches to learn from, and one to judge by
+        with mock.patch.multiple(
+            prepare, TOKENS_ON_CPU=64, TOKENS_OF_A_STEP=64
+        ):  # eight batches to learn from, and one to judge by
             manifest = secateur.prune(root / RECIPES[name][0], to / name, _recipe(root, name), resume=resume)
         assert json.loads(json.dumps(manifest)) == json.loads((to / name / "secateur.json").read_text())
 

@@ -85,6 +85,8 @@ def read_written(folder: Path) -> Written:
             if not isinstance(inner := base.get("base"), dict):
                 raise InputError(f"{path} is damaged: it has no base, the config of the model")
             base = inner
+    if base.get("model_type") in (PACKED_TYPE, GATHER_TYPE):
+        raise InputError(f"{path} is damaged: its base is the config of no model, but of another folder of this kind")
     _refuse_code(path, base)
     scheme = None
     if (quantization := base.get("quantization_config")) is not None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import cyclopts
 
-from secateur.cli import checks, models, planning, running, sweeps  # noqa: F401 (their commands join the app)
+from secateur.cli import checks, models, planning, running, serving, sweeps  # noqa: F401 (their commands join the app)
 from secateur.cli.common import app
 from secateur.cli.failures import report, say
 from secateur.errors import Notice, RankError

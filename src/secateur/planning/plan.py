@@ -20,7 +20,7 @@ from secateur.planning.rates import Rates, measure, read_rate
 from secateur.planning.sizes import Bound, RolePlan, bounds_of, roles_of
 from secateur.pruning.journal import Setting
 from secateur.pruning.order import Orderer
-from secateur.pruning.prepare import TOKENS_ON_CPU, TOKENS_ON_GPU, prepare, samples_to_come
+from secateur.pruning.prepare import prepare, samples_to_come, tokens_of_a_pass
 from secateur.recipe import Recipe
 
 # One after the other, while a thread reads the next block and another one writes the one before.
@@ -137,7 +137,7 @@ def plan(
         setting = Setting.choose(recipe, stored, {})
         rates, batch = measure(torch.device(setting.device), DTYPES[setting.dtype]), setting.batch
     else:
-        batch = max(1, (TOKENS_ON_CPU if rates.device == "cpu" else TOKENS_ON_GPU) // recipe.length)
+        batch = max(1, tokens_of_a_pass(recipe, rates.device) // recipe.length)
     samples = samples_to_come(recipe, skeleton.config, batch)
     skeleton.to(DTYPES[rates.dtype])
     memory = memory_of(

@@ -23,7 +23,7 @@ from secateur.errors import InputError
 from secateur.models.blocks import Block
 from secateur.models.spaces import Linear, judged_together, reader_groups
 from secateur.pruning.order import SURVEYED_ROWS
-from secateur.pruning.prepare import TOKENS_ON_CPU, Samples, Selection, Task
+from secateur.pruning.prepare import TOKENS_OF_A_STEP, Samples, Selection, Task
 from secateur.scores import SCORES
 from secateur.sizes import parse_size, show_size
 from secateur.stats.inputs import gram_bytes
@@ -195,7 +195,7 @@ def _tuning(task: Task, block: Block) -> int:
         return 0
     weights = sum(parameter.numel() for parameter in block.module.parameters())
     channels = sum(sum(block.weight(linear).shape) for linear in block.linears if not linear.expert)
-    tokens = max(TOKENS_ON_CPU, task.recipe.length)
+    tokens = max(TOKENS_OF_A_STEP, task.recipe.length)
     return FLOAT * (TUNING * weights + ACTIVATIONS * tokens * channels)
 
 

@@ -28,6 +28,8 @@ from secateur.runtime import selftext
 # A forward pass takes as many samples at a time as make about this many tokens. A CPU is busy with one of the usual
 # length, and slower with more, which leave its cache; a GPU waits for launches of small models.
 TOKENS_ON_CPU, TOKENS_ON_GPU = 2048, 16384
+# Where weights learn a batch is a step: many small ones take them further than few large ones (docs/tuning.md).
+TOKENS_OF_A_STEP = 512
 # What a pass takes of a GPU's memory for each token in the widest models, generously.
 BYTES_PER_TOKEN = 1 << 20
 
@@ -214,14 +216,18 @@ def observations(task: Selection, index: int, one_shot: bool, gram: bool, room: 
     return max(len(in_parts(task.blocks[index], room if gram else math.inf)), moves)
 
 
-def batch_size(recipe: Options, device: torch.device) -> int:
-    """How many samples a forward pass takes: the same each time on the same kind of device.
+def tokens_of_a_pass(recipe: Options, device: str) -> int:
+    """How many tokens a forward pass takes on a kind of device, ``cpu`` or another, if it has memory for them."""
+    if recipe.tuning_epochs:
+        return TOKENS_OF_A_STEP
+    return TOKENS_ON_CPU if device == "cpu" else TOKENS_ON_GPU
 
-    Where weights learn, a batch is a step, and the same everywhere.
-    """
-    tokens = TOKENS_ON_CPU
-    if device.type == "cuda" and not recipe.tuning_epochs:
-        tokens = min(TOKENS_ON_GPU, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_TOKEN)
+
+def batch_size(recipe: Options, device: torch.device) -> int:
+    """How many samples a forward pass takes: the same each time on the same kind of device."""
+    tokens = tokens_of_a_pass(recipe, device.type)
+    if device.type == "cuda":
+        tokens = min(tokens, torch.cuda.get_device_properties(device).total_memory // BYTES_PER_TOKEN)
     return max(1, tokens // recipe.length)
 
 
