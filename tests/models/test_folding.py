@@ -68,7 +68,7 @@ def test_random_orders_keep_the_logits(name, rule):
     model.load_state_dict(tensors)
     recurs = name == "qwen3.5"  # which makes more of rounding
     with torch.no_grad():
-        assert difference(model(**batch).logits, before) < (1e-4 if recurs else 1e-5)
+        assert difference(model(**batch).logits, before) < (5e-4 if recurs else 1e-5)
 
 
 def test_heads_are_told_apart():

@@ -25,7 +25,9 @@ def continued(run, steps):
     return torch.cat(found, 1)
 
 
-@pytest.mark.parametrize("name", ["llama-mha", "mistral", "gemma2", "opt", "bloom", "falcon-rw", "lfm2", "gpt-j"])
+@pytest.mark.parametrize(
+    "name", ["llama-mha", "mistral", "gemma2", "opt", "bloom", "falcon-rw", "lfm2", "gpt-j", "mamba", "rwkv"]
+)
 def test_a_continuation_is_what_generate_says(name):
     model, ids = pico.build(name), pico.tokens(2, 20)
     run = Continuation(model, ids, 5)

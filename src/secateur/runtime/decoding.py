@@ -18,6 +18,9 @@ from transformers.cache_utils import DynamicLayer
 
 from secateur.runtime import graphs
 
+# What Mamba and RWKV call what they keep of the tokens so far; all others, ``past_key_values``.
+_STATES = ("cache_params", "state")
+
 
 class Continuation:
     """Sequences of token ids that a model continues with the likeliest token, a step at a time.
@@ -46,8 +49,9 @@ class Continuation:
         self._replay: Callable[[], None] | None = None
         self._replay_prefill: Callable[[], None] | None = None
         # As when text is generated: only the last token's logits are of use.
-        last = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._options = {"use_cache": True} | ({"logits_to_keep": 1} if last else {})
+        takes = inspect.signature(model.forward).parameters
+        self._options = {"use_cache": True} | ({"logits_to_keep": 1} if "logits_to_keep" in takes else {})
+        self._kept = next((name for name in _STATES if name in takes), "past_key_values")
 
     def prefill(self) -> None:
         """Process the prompt, from the beginning; its continuation's first token is in ``ids``."""
@@ -76,8 +80,8 @@ class Continuation:
         if self._replay is not None:
             self._replay()
             return
-        out = self.model(input_ids=self.ids, past_key_values=self._cache, **self._options)
-        self._cache, self.ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        out = self.model(input_ids=self.ids, **{self._kept: self._cache}, **self._options)
+        self._cache, self.ids = out[self._kept], out.logits[:, -1:].argmax(-1)
 
     def steps(self, number: int) -> None:
         """So many steps."""
@@ -86,7 +90,7 @@ class Continuation:
 
     def _process_prompt(self) -> None:
         out = self.model(input_ids=self.prompt, **self._options)
-        self._cache, self.logits = out.past_key_values, out.logits[:, -1:]
+        self._cache, self.logits = out[self._kept], out.logits[:, -1:]
         self.ids = self.logits.argmax(-1)
 
     def _capture(self) -> bool:
