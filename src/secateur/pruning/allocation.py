@@ -50,7 +50,7 @@ from secateur.stats.inputs import InputStats
 
 # The passes are over at least so many tokens, if there are as many; of those that enter a linear about so many tell
 # what its shares cost.
-PROBED, ROWS = 1024, 512
+PROBED, ROWS = 512, 512
 
 
 def probe(samples: Samples) -> Tensor:
