@@ -43,8 +43,8 @@ def prune_module(
         what ``secateur.json`` says of a written model's layers.
 
     Raises:
-        InputError: when the model has no such blocks or no weights (on ``meta``), or there are too few batches or some
-            that are none; nothing is changed then.
+        InputError: when the model has no such blocks, changes what they return before the next, or has no weights (on
+            ``meta``), or there are too few batches or some that are none; nothing is changed then.
     """
     batches = _checked(model, batches)
     recipe, progress, clock = replace(recipe or Recipe(), permute="none"), progress or Progress(), Clock()
