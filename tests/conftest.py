@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 # Where there is no GPU, Triton's kernels run in its interpreter, which has to be asked for before they are imported.
 if not torch.cuda.is_available():
@@ -50,6 +52,13 @@ def families_table(request):
         table: list[list[object]] = [head, ["---"] * len(head), *rows]
         lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table]
         Path(file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def plain_transformers(monkeypatch):
+    """transformers without what secateur.transformers, which another test may have imported, has let it know."""
+    for mapping in (CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
+        monkeypatch.setattr(mapping, "_extra_content", {})
 
 
 @pytest.fixture(autouse=True)

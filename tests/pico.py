@@ -295,13 +295,13 @@ RECURRENT = {
         rescale_every=1,
     ),
 }
-EVERY = ALL | SEEING | RECURRENT
+EVERY = ALL | EXPERTS | SEEING | RECURRENT
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random model whose weights, biases and norms are all far from trivial."""
     torch.manual_seed(seed)
-    config = (EVERY | EXPERTS)[name]()
+    config = EVERY[name]()
     model = auto_class(config).from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)

@@ -302,7 +302,7 @@ def test_a_dense_model_is_rounded_and_packed_without_masks(values, pruned, tmp_p
         secateur.pack(pruned, tmp_path / "out", int8=True, int4=True)
 
 
-def test_plain_transformers_refuses_it(pruned, tmp_path):
+def test_plain_transformers_refuses_it(pruned, plain_transformers, tmp_path):
     secateur.pack(pruned, tmp_path / "packed")
     with pytest.raises(ValueError, match="secateur-packed"):
         AutoConfig.from_pretrained(tmp_path / "packed")

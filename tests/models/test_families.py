@@ -17,7 +17,7 @@ from tests import pico
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 other things happen as well. " * 40
 
 
-@pytest.mark.parametrize("name", [*pico.EVERY, *pico.EXPERTS])
+@pytest.mark.parametrize("name", pico.EVERY)
 def test_a_family_goes_the_whole_way(name, tmp_path, families_table, request):
     (tmp_path / "text.txt").write_text(TEXT)
     recipe = Recipe(pattern="2:4", calibration=str(tmp_path / "text.txt"), samples=6, length=32)
