@@ -175,7 +175,9 @@ def test_the_command_is_installed():
     assert result.stdout.strip()
 
 
-@pytest.mark.parametrize(("name", "said"), [("llama-mha", ""), ("olmoe", "mlp.gate.weight"), ("lfm2", "conv.conv.weight")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("llama-mha", ""), ("olmoe", "mlp.gate.weight"), ("lfm2", "conv.conv.weight")]
+)
 def test_what_stays_dense_is_said(name, said, tmp_path, capsys):
     dense = pico.save(name, tmp_path / name)
     assert run("prune", dense, "--out", tmp_path / "out", "--score", "magnitude", "--quiet") == 0
