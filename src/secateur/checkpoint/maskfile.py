@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.checkpoint.durable import replacing
 from secateur.checkpoint.shards import reading
-from secateur.checkpoint.sparse import WORD, unpack_mask
+from secateur.checkpoint.sparse import mask_bytes, unpack_mask
 from secateur.digests import file_digest
 from secateur.errors import InputError, reason
 from secateur.recipe import Recipe
@@ -108,7 +108,7 @@ def open_mask(path: Path) -> MaskFile:
         raise InputError(f"{path} is damaged: its metadata {KEY!r} cannot be read ({reason(error)})") from None
     if header.version != VERSION:
         raise InputError(f"{path} is of version {header.version} of masks; this Secateur reads {VERSION}")
-    declared = {name: ("U8", (rows, _bytes(columns))) for name, (rows, columns) in _shapes(header).items()}
+    declared = {name: ("U8", (rows, mask_bytes(columns))) for name, (rows, columns) in _shapes(header).items()}
     if odd := sorted(name for name, _ in held.items() ^ declared.items()):
         raise InputError(f"{path} is damaged: what it declares of {odd[0]} is not what it holds")
     return MaskFile(path, header, Recipe.from_dict(header.origin.get("recipe"), f"{path}: its recipe"))
@@ -120,8 +120,3 @@ def _views(file: Any) -> list[tuple[str, Any]]:
 
 def _shapes(header: MaskHeader) -> dict[str, tuple[int, int]]:
     return {name: entry.shape for name, entry in header.weights.items()}
-
-
-def _bytes(columns: int) -> int:
-    """The bytes of a row: whole words, as in packed weights."""
-    return WORD // 8 * -(-columns // WORD)

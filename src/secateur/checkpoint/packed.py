@@ -7,7 +7,7 @@ import msgspec
 from torch import Tensor
 
 from secateur.checkpoint.shards import FLOATS, reading
-from secateur.checkpoint.sparse import BITS, WORD, SparseWeight
+from secateur.checkpoint.sparse import BITS, WORD, SparseWeight, mask_bytes
 from secateur.errors import InputError, reason
 
 VERSION = 1
@@ -106,7 +106,7 @@ def check_parts(shard: Path, name: str, entry: Entry, parts: Sequence[tuple[str,
     most = -(-number // 2) if entry.bits == 4 else number
     integers, grouped = "U8" if entry.bits == 4 else "I8", (rows, -(-columns // (group or 1)))
     expected = {
-        "mask": ("U8", (rows, WORD // 8 * -(-columns // WORD))),
+        "mask": ("U8", (rows, mask_bytes(columns))),
         "values": (integers if group else FLOATS[entry.dtype], (stored if entry.masked else most,)),
         "scales": ("BF16", grouped),
         "zeros": ("U8", grouped),

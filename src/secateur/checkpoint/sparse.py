@@ -122,7 +122,7 @@ class SparseWeight:
         demand(self.mask is not None or self.group > 0, "it has neither a mask nor integer values")
         demand(self.mask is not None or self.width > 4 or columns % 2 == 0, "a row without a mask begins within a byte")
         if self.mask is not None:
-            wide = (rows, WORD // 8 * -(-columns // WORD))
+            wide = (rows, mask_bytes(columns))
             demand(_is(self.mask, torch.uint8, wide), f"its mask is not uint8 of shape {wide}")
             bits = unpack_mask(self.mask)
             demand(not bits[:, columns:].any(), "its mask keeps columns beyond the last")
@@ -287,7 +287,7 @@ def packed_bytes(rows: int, columns: int, kept: int, bits: int, group: int = GRO
         bits: of a value: those of a float, or 8 or 4 for what :func:`pack_int8` and :func:`pack_int4` make.
         group: columns that share a scale, of 8 or 4 bits.
     """
-    masked = rows * WORD // 8 * -(-columns // WORD) + -(-kept * bits // 8)
+    masked = rows * mask_bytes(columns) + -(-kept * bits // 8)
     if bits > 8:
         return masked
     whole = rows * columns * bits // 8 if bits == 8 or columns % 2 == 0 else masked
@@ -304,6 +304,11 @@ def pack_codes(codes: Tensor) -> Tensor:
     """Codes of 4 bits ``(K,)``, a byte each, as ``(⌈K/2⌉,)``, two in a byte."""
     first, second = torch.nn.functional.pad(codes.view(torch.uint8), (0, len(codes) % 2)).view(-1, 2).unbind(1)
     return first | second << 4
+
+
+def mask_bytes(columns: int) -> int:
+    """The bytes of a row of a mask: whole words."""
+    return WORD // 8 * -(-columns // WORD)
 
 
 def pack_mask(kept: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def prune(
     out
         The folder to write.
     recipe
-        paper, best, fast, or a YAML file with any of the options below; those given here win.
+        fast, paper, good, best, or a YAML file with any of the options below; those given here win.
     resume
         Go on after the last block that this command had finished when it was stopped, if it was.
     """
@@ -90,7 +90,7 @@ def compress(
     max_loss
         How much the perplexity may rise, such as 5%. Every try is a run.
     recipe
-        paper, best, fast, or a YAML file with any of the options below, of which sparsity and pattern are not read.
+        fast, paper, good, best, or a YAML file with any of the options below, of which sparsity and pattern are not read.
     data
         The text that a loss is measured on, as eval reads it.
     window
