@@ -90,7 +90,8 @@ def compress(
     max_loss
         How much the perplexity may rise, such as 5%. Every try is a run.
     recipe
-        fast, paper, good, best, or a YAML file with any of the options below, of which sparsity and pattern are not read.
+        fast, paper, good, best, or a YAML file with any of the options below, of which sparsity and pattern are not
+        read.
     data
         The text that a loss is measured on, as eval reads it.
     window
